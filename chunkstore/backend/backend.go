@@ -28,33 +28,57 @@ type Object struct {
 // Backend is a place that holds named, immutable byte strings.
 //
 // All methods may be called from many goroutines and from many hosts at once. They return the context's error soon after
-// it is cancelled. Names follow ValidName.
+// it is cancelled; a single system call or request that hangs may delay that. Names follow ValidName: another name is
+// ErrName to every method but List. A name and a folder of that name ("a" and "a/b") cannot both hold data: a backend
+// made of files refuses the second with ErrName, others may.
+//
+// After an error of Put, PutIfAbsent or Delete (ErrExist, ErrName apart) the call may or may not have taken effect, as when an
+// answer is lost on the way; but an object that can be seen is always whole.
 type Backend interface {
 	// Put stores data under name, whole or not at all, and returns when it is durable. An object of that name is replaced:
-	// a reader sees the old bytes or the new ones, never a mixture. data is not kept after the call.
+	// a reader sees the old bytes or the new ones, never a mixture within one ReadAt. data is not kept after the call.
+	// Readers on other hosts may see the old bytes for a while: objects whose newest state matters are written once, under
+	// names of their own.
 	Put(ctx context.Context, name string, data []byte) error
 
 	// PutIfAbsent is Put, except that it fails with ErrExist when the name is taken; of several racing callers one succeeds.
+	// ErrExist promises that the object there is durable too. A caller whose call failed otherwise, and who must know
+	// whether it won, reads the object back.
 	PutIfAbsent(ctx context.Context, name string, data []byte) error
 
-	// ReadAt fills p with the object's bytes from off on. Fewer bytes than len(p) are ErrShort.
+	// ReadAt fills p with the object's bytes from off on. Fewer bytes than len(p) are ErrShort, and p then holds anything;
+	// so is an off past the end with an empty p. A negative off is an error.
 	ReadAt(ctx context.Context, name string, p []byte, off int64) error
 
-	// List calls fn for every object whose name begins with prefix, in ascending byte order of the names.
-	// An error of fn ends the listing and is returned. What is written or deleted meanwhile may or may not be seen.
+	// List calls fn for every object whose name begins with prefix, in ascending byte order of the names, each once.
+	// prefix is any string: it need not end at a slash, and one that no name can begin with lists nothing. fn is called
+	// from List's own goroutine, may block and may call the backend. An error of fn ends the listing and is returned.
+	// What is written or deleted meanwhile may or may not be seen; what is not touched meanwhile is.
 	List(ctx context.Context, prefix string, fn func(Object) error) error
 
 	// Stat describes one object.
 	Stat(ctx context.Context, name string) (Object, error)
 
-	// Delete removes an object. A missing object is no error, so that a repeated delete succeeds.
+	// Delete removes an object and returns when that is durable. A missing object is no error, so that a repeated delete
+	// succeeds.
 	Delete(ctx context.Context, name string) error
 
 	// Location names the place for messages, without secrets.
 	Location() string
 }
 
-// ReadAll returns the whole object.
+// StaleRemover is asked for by type assertion: it is there on backends where a writer that died can leave remains that take
+// space but are no objects (temporary files, unfinished uploads). Prune calls it.
+type StaleRemover interface {
+	// RemoveStale removes remains last written longer than age ago, and returns their number and size in bytes. An age
+	// shorter than the longest Put of any host breaks that Put: it fails, but no object is harmed. Use StaleAge.
+	RemoveStale(ctx context.Context, age time.Duration) (removed int, bytes int64, err error)
+}
+
+// StaleAge is long enough to be sure that the writer of a temporary is gone, also with clocks that disagree by hours.
+const StaleAge = 24 * time.Hour
+
+// ReadAll returns the whole object. An object that shrinks between the two calls (a Put of fewer bytes) is ErrShort.
 func ReadAll(ctx context.Context, be Backend, name string) ([]byte, error) {
 	obj, err := be.Stat(ctx, name)
 	if err != nil {
@@ -67,30 +91,34 @@ func ReadAll(ctx context.Context, be Backend, name string) ([]byte, error) {
 	return p, nil
 }
 
+// maxName and maxSegment are in bytes. A segment is a file's name on backends made of files, which take 255 bytes; the rest is
+// left to what such a backend puts around it.
+const (
+	maxName    = 512
+	maxSegment = 200
+)
+
 // ValidName reports whether name may name an object: 1 to 512 bytes of lower-case letters, digits, '.', '_' and '-' in
-// segments separated by single slashes, no segment "." or "..", none that begins with a dot (those are the backend's own).
+// segments of at most 200 bytes separated by single slashes, none that begins with a dot (those are the backend's own).
 func ValidName(name string) bool {
-	if name == "" || len(name) > 512 {
+	if name == "" || len(name) > maxName {
 		return false
 	}
-	start := true
+	segment := 0 // bytes of the current segment so far
 	for i := 0; i < len(name); i++ {
 		c := name[i]
 		switch {
 		case c >= 'a' && c <= 'z', c >= '0' && c <= '9', c == '_', c == '-':
-			start = false
-		case c == '.':
-			if start {
-				return false
-			}
-		case c == '/':
-			if start {
-				return false
-			}
-			start = true
+		case c == '.' && segment > 0:
+		case c == '/' && segment > 0:
+			segment = 0
+			continue
 		default:
 			return false
 		}
+		if segment++; segment > maxSegment {
+			return false
+		}
 	}
-	return !start
+	return segment > 0
 }
