@@ -12,5 +12,5 @@
 //	StopAfter  the process dies at its n-th write: loop over n to try every crash point
 //	Counting   how many calls and bytes a piece of work costs
 //
-// A test that injects a fault must ask Faulty.Check whether it fired: a fault that never happened proves nothing.
+// A test whose fault never fired fails by itself: a fault that did not happen proves nothing.
 package backendtest
