@@ -146,10 +146,13 @@ func (b *Backend) fill(ctx context.Context, f *os.File, data []byte) (os.FileInf
 func (b *Backend) replace(tmp temporary, path string) (bool, error) {
 	err := b.sys.rename(tmp.path, path)
 	// A request that NFS repeats because its answer was lost finds the temporary gone.
-	if err != nil && tmp.is(path) {
-		err = nil
+	if err == nil || tmp.is(path) {
+		return true, nil
 	}
-	return err == nil, err
+	if errors.Is(err, syscall.EEXIST) { // os.Rename's word for a folder in the way
+		err = syscall.EISDIR
+	}
+	return false, err
 }
 
 // claim gives the temporary the name path if nobody has it.
