@@ -1,0 +1,335 @@
+package chunkstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/shalebackup/shale/chunkstore/backend"
+)
+
+// CheckLevel says how deep a check goes; each level includes those before.
+type CheckLevel int
+
+// Levels of a check.
+const (
+	CheckStructure CheckLevel = iota // records, trees, index; every pack exists in its full length
+	CheckStored                      // and every stored byte has the checksum it was written with
+	CheckData                        // and every chunk decompresses to bytes that have its ID
+)
+
+// CheckOptions are options of Check.
+type CheckOptions struct {
+	Level    CheckLevel
+	Progress func(done, total int64) // bytes of packs read, at levels above structure; called from several goroutines; may be nil
+}
+
+// Damage is one thing that is wrong with a repository.
+type Damage struct {
+	Object  string         `json:"object"`
+	Off     int64          `json:"off"` // bytes from the object's start
+	Error   string         `json:"error"`
+	Touches []DamagedRange `json:"touches,omitempty"` // what backups lose by it
+}
+
+// DamagedRange is a part of a backup that cannot be read.
+type DamagedRange struct {
+	Volume string `json:"volume"`
+	Backup string `json:"backup"`
+	Range
+}
+
+// CheckReport is what a check looked at and found.
+type CheckReport struct {
+	Backups   int      `json:"backups"`
+	Packs     int      `json:"packs"`
+	Segments  int      `json:"segments"`
+	Chunks    int64    `json:"chunks"`     // index entries
+	Unused    int64    `json:"unused"`     // index entries that no backup refers to
+	Unindexed int      `json:"unindexed"`  // packs that no index segment names; an interrupted backup leaves such
+	BytesRead int64    `json:"bytes_read"` // of packs
+	Damage    []Damage `json:"damage"`
+}
+
+// Check examines the repository and reports what is damaged and which backups that touches. The error is of the check itself;
+// damage is in the report.
+func (r *Repository) Check(ctx context.Context, o CheckOptions) (*CheckReport, error) {
+	if err := r.index.refresh(ctx); err != nil {
+		if errors.Is(err, ErrCorrupt) {
+			return nil, fmt.Errorf("the index cannot be read, 'repo reindex' makes it anew: %w", err)
+		}
+		return nil, err
+	}
+	c := &check{r: r, o: o, segs: r.index.snapshot(), bad: map[key]int{}}
+	c.report.Segments = len(c.segs)
+	for _, s := range c.segs {
+		c.seen = append(c.seen, make([]atomic.Uint64, (s.count+63)/64))
+		c.report.Chunks += int64(s.count)
+	}
+	for _, step := range []func(context.Context) error{c.index, c.packs, c.content, c.backups, c.unused} {
+		if err := step(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return &c.report, nil
+}
+
+type check struct {
+	r       *Repository
+	o       CheckOptions
+	segs    []*segment
+	seen    [][]atomic.Uint64 // a bit for each entry of each segment: some backup refers to it
+	ok      map[packID]int64  // packs that are there, and their lengths
+	objects []backend.Object  // the packs listed
+
+	mu     sync.Mutex // guards the two below
+	report CheckReport
+	bad    map[key]int // records that cannot be read: which Damage
+}
+
+// damage notes something wrong and returns its number in the report.
+func (c *check) damage(object string, off int64, err error) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var ce *CorruptError
+	if errors.As(err, &ce) {
+		object, off, err = ce.Object, ce.Off, ce.Err
+	}
+	c.report.Damage = append(c.report.Damage, Damage{Object: object, Off: off, Error: err.Error()})
+	return len(c.report.Damage) - 1
+}
+
+func (c *check) damageRecord(id *ID, object string, off int64, err error) {
+	n := c.damage(object, off, err)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.bad[id.key()] = n
+}
+
+// index checks the segments as this process uses them: a cached copy that went bad is noticed here.
+func (c *check) index(ctx context.Context) error {
+	for _, s := range c.segs {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := verifySegment(s); err != nil {
+			c.damage(s.name, 0, fmt.Errorf("local copy: %w", err))
+		}
+	}
+	return nil
+}
+
+// packs checks that every pack that the index names is there in its full length.
+func (c *check) packs(ctx context.Context) error {
+	c.ok = map[packID]int64{}
+	err := c.r.be.List(ctx, prefixPacks, func(o backend.Object) error {
+		if id, _, ok := parsePackObject(o.Name); ok {
+			c.ok[id] = o.Size
+			c.objects = append(c.objects, o)
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("list packs: %w", err)
+	}
+	c.report.Packs = len(c.objects)
+	named := map[packID]bool{}
+	for _, s := range c.segs {
+		gone := map[uint32]int{}
+		for i := range s.packs {
+			p := s.pack(i)
+			size, ok := c.ok[p.id]
+			switch {
+			case named[p.id]:
+			case !ok:
+				gone[uint32(i)] = c.damage(p.id.object(p.kind), 0, errors.New("pack is missing"))
+			case size != p.size:
+				gone[uint32(i)] = c.damage(p.id.object(p.kind), 0, fmt.Errorf("pack has %d bytes, the index says %d", size, p.size))
+			}
+			named[p.id] = true
+		}
+		if len(gone) > 0 {
+			c.lost(s, gone)
+		}
+	}
+	for id := range c.ok {
+		if !named[id] {
+			c.report.Unindexed++
+		}
+	}
+	return ctx.Err()
+}
+
+// lost marks all records of a segment's missing packs.
+func (c *check) lost(s *segment, gone map[uint32]int) {
+	for i := range s.count {
+		e := s.entryAt(i)
+		if n, ok := gone[e.pack]; ok {
+			c.bad[e.key] = n
+		}
+	}
+}
+
+// content reads every pack, when the level asks for it.
+func (c *check) content(ctx context.Context) error {
+	if c.o.Level < CheckStored {
+		return nil
+	}
+	for _, s := range c.segs { // until here a cached copy stood in for the object
+		if _, err := c.r.readObject(ctx, s.name, kindIndex); errors.Is(err, ErrCorrupt) {
+			c.damage(s.name, 0, err)
+		} else if err != nil && !errors.Is(err, backend.ErrNotExist) {
+			return err
+		}
+	}
+	var total int64
+	for _, o := range c.objects {
+		total += o.Size
+	}
+	var done atomic.Int64
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(c.r.opts.Parallel)
+	for _, o := range c.objects {
+		g.Go(func() error {
+			if err := c.pack(ctx, o); err != nil {
+				return err
+			}
+			if n := done.Add(o.Size); c.o.Progress != nil {
+				c.o.Progress(n, total)
+			}
+			return nil
+		})
+	}
+	err := g.Wait()
+	c.report.BytesRead = done.Load()
+	return err
+}
+
+// pack checks one pack's bytes. Its error is one of reading at all.
+func (c *check) pack(ctx context.Context, o backend.Object) error {
+	if o.Size > maxPackLen {
+		c.damage(o.Name, 0, fmt.Errorf("%d bytes cannot be a pack", o.Size))
+		return nil
+	}
+	t, _, err := c.r.readPackTable(ctx, o.Name)
+	if errors.Is(err, backend.ErrNotExist) {
+		return nil // went meanwhile, or noted as missing
+	}
+	if errors.Is(err, ErrCorrupt) || errors.Is(err, backend.ErrShort) {
+		c.damage(o.Name, 0, err) // the records may be sound all the same; the index still finds them
+		return c.indexedRecords(ctx, o)
+	}
+	if err != nil {
+		return err
+	}
+	return c.records(ctx, o, t.header.salt, t.entries)
+}
+
+// indexedRecords checks the records of a pack whose own table is unusable, as far as the index knows them.
+func (c *check) indexedRecords(ctx context.Context, o backend.Object) error {
+	id, _, _ := parsePackObject(o.Name)
+	for _, s := range c.segs {
+		for n := range s.packs {
+			p := s.pack(n)
+			if p.id != id || p.size != o.Size {
+				continue
+			}
+			var entries []tableEntry
+			for i := range s.count {
+				if e := s.entryAt(i); int(e.pack) == n {
+					t := tableEntry{off: e.off, stored: e.stored, raw: e.raw, codec: e.codec}
+					copy(t.id[:], e.key[:])
+					entries = append(entries, t)
+				}
+			}
+			slices.SortFunc(entries, func(a, b tableEntry) int { return int(a.off) - int(b.off) })
+			return c.sums(ctx, o, entries)
+		}
+	}
+	return nil
+}
+
+// sums checks only the checksums: of these entries the whole ID is not known.
+func (c *check) sums(ctx context.Context, o backend.Object, entries []tableEntry) error {
+	buf := c.r.getBuf(0)
+	defer c.r.putBuf(buf)
+	for i := range entries {
+		e := &entries[i]
+		*buf = slices.Grow((*buf)[:0], int(e.stored))[:e.stored]
+		err := c.r.be.ReadAt(ctx, o.Name, *buf, int64(e.off))
+		if err == nil {
+			err = checkRecordSum(*buf)
+		} else if !errors.Is(err, backend.ErrShort) {
+			return err
+		}
+		if err != nil {
+			c.damageRecord(&e.id, o.Name, int64(e.off), err)
+		}
+	}
+	return nil
+}
+
+// records checks the records of a pack, some megabytes at a time.
+func (c *check) records(ctx context.Context, o backend.Object, salt [saltLen]byte, entries []tableEntry) error {
+	bx, err := c.r.sealer.box(salt)
+	if err != nil {
+		return err
+	}
+	buf, plain := c.r.getBuf(0), c.r.getBuf(0)
+	defer c.r.putBuf(buf)
+	defer c.r.putBuf(plain)
+	for len(entries) > 0 {
+		n, from := 1, entries[0].off
+		for n < len(entries) && entries[n].off+entries[n].stored-from <= batchMax {
+			n++
+		}
+		end := entries[n-1].off + entries[n-1].stored
+		*buf = slices.Grow((*buf)[:0], int(end-from))[:end-from]
+		if err := c.r.be.ReadAt(ctx, o.Name, *buf, int64(from)); err != nil {
+			return fmt.Errorf("read %s at %d: %w", o.Name, from, err)
+		}
+		for i := range entries[:n] {
+			e := &entries[i]
+			if err := c.record((*buf)[e.off-from:][:e.stored], bx, e, o, plain); err != nil {
+				c.damageRecord(&e.id, o.Name, int64(e.off), err)
+			}
+		}
+		entries = entries[n:]
+	}
+	return nil
+}
+
+func (c *check) record(rec []byte, bx box, e *tableEntry, o backend.Object, plain *[]byte) (err error) {
+	if c.o.Level < CheckData {
+		return checkRecordSum(rec)
+	}
+	if *plain, err = c.r.decodeRecord((*plain)[:0], rec, bx, e); err != nil {
+		return err
+	}
+	h := c.r.chunkIDs
+	if _, kind, _ := parsePackObject(o.Name); kind == kindTree {
+		h = c.r.nodeIDs
+	}
+	var id ID
+	if h.id(&id, *plain); id != e.id {
+		return errors.New("content does not match its ID")
+	}
+	return nil
+}
+
+// unused counts the entries that no backup refers to.
+func (c *check) unused(context.Context) error {
+	for i, s := range c.segs {
+		for j := range s.count {
+			if c.seen[i][j/64].Load()&(1<<(j%64)) == 0 {
+				c.report.Unused++
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,209 @@
+package chunkstore_test
+
+import (
+	"bytes"
+	"context"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/shalebackup/shale/chunkstore"
+	"github.com/shalebackup/shale/chunkstore/backend"
+	"github.com/shalebackup/shale/chunkstore/backend/mem"
+)
+
+// openTest makes a repository at be, if there is none, and opens it. The test's clean-up checks it down to the data.
+func openTest(t *testing.T, be backend.Backend, o chunkstore.Options) *chunkstore.Repository {
+	t.Helper()
+	ctx := context.Background()
+	_, _ = chunkstore.Init(ctx, be, chunkstore.InitOptions{SpanBytes: 1 << 20, PackBytes: 1 << 20})
+	r, err := chunkstore.Open(ctx, be, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		rep, err := r.Check(ctx, chunkstore.CheckOptions{Level: chunkstore.CheckData})
+		if err != nil {
+			t.Errorf("check: %v", err)
+		} else if len(rep.Damage) > 0 {
+			t.Errorf("check: %+v", rep.Damage)
+		}
+		if err := r.Close(); err != nil {
+			t.Errorf("close: %v", err)
+		}
+	})
+	return r
+}
+
+// putImage stores a whole image and returns its blob; spans equal to the base's are not set.
+func putImage(t *testing.T, r *chunkstore.Repository, w *chunkstore.Writer, img []byte, base *chunkstore.Blob) chunkstore.BlobRef {
+	t.Helper()
+	ctx := t.Context()
+	b, err := w.NewBlob(ctx, int64(len(img)), base)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := r.SpanBytes()
+	for span := int64(0); span*int64(n) < int64(len(img)); span++ {
+		off := span * int64(n)
+		p := img[off:min(off+int64(n), int64(len(img)))]
+		var before []chunkstore.Chunk
+		if base != nil && off < base.Size() {
+			if before, err = base.SpanChunks(ctx, nil, span); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var chunks []chunkstore.Chunk
+		for pos := 0; pos < len(p); {
+			end, hole, err := r.Cutter().Next(p, pos, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !hole {
+				id, err := w.PutChunk(ctx, p[pos:end])
+				if err != nil {
+					t.Fatal(err)
+				}
+				chunks = append(chunks, chunkstore.Chunk{Off: off + int64(pos), Len: end - pos, ID: id})
+			}
+			pos = end
+		}
+		if err := b.SetSpan(ctx, span, chunks, before); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.Advance(ctx, span+1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ref, err := b.Finish(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ref
+}
+
+// sparseImage is a random image: about half holes, the rest random or repeated bytes.
+func sparseImage(rnd *rand.Rand, size int) []byte {
+	img := make([]byte, size)
+	for off := 0; off < size; {
+		n := min(1+rnd.IntN(300_000), size-off)
+		switch rnd.IntN(4) {
+		case 0:
+			for i := range n {
+				img[off+i] = byte(rnd.Uint32())
+			}
+		case 1:
+			copy(img[off:off+n], bytes.Repeat([]byte("every good boy deserves fudge "), n/30+1))
+		}
+		off += n
+	}
+	return img
+}
+
+func TestBackupAndReadBack(t *testing.T) {
+	be := mem.New()
+	r := openTest(t, be, chunkstore.Options{CacheDir: t.TempDir()})
+	rnd := rand.New(rand.NewPCG(1, 2))
+	img := sparseImage(rnd, 5<<20+12345)
+	ctx := t.Context()
+	w, err := r.NewWriter(ctx, chunkstore.WriterOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	ref := putImage(t, r, w, img, nil)
+	rec := &chunkstore.Backup{Volume: "vol1", Blob: ref}
+	if err := w.PutBackup(ctx, rec); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, len(img))
+	if _, err := r.OpenBlob(ref).ReadAt(ctx, got, 0); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, img) {
+		t.Fatal("what was read is not what was stored")
+	}
+	// A second repository handle, without a cache, sees the same.
+	r2 := openTest(t, be, chunkstore.Options{})
+	list, err := r2.ListBackups(ctx, "")
+	if err != nil || len(list) != 1 || list[0].ID != rec.ID {
+		t.Fatalf("backups: %v, %v", list, err)
+	}
+	clear(got)
+	if _, err := r2.OpenBlob(list[0].Blob).ReadAt(ctx, got, 0); err != nil || !bytes.Equal(got, img) {
+		t.Fatalf("second handle: %v", err)
+	}
+	// The same content again: same root, nothing new.
+	w2, err := r2.NewWriter(ctx, chunkstore.WriterOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w2.Close()
+	if again := putImage(t, r2, w2, img, nil); again != ref {
+		t.Fatalf("root of equal content: %+v, want %+v", again, ref)
+	}
+	if s := w2.Stats(); s.NewChunks != 0 || s.NewNodes != 0 {
+		t.Fatalf("equal content stored anew: %+v", s)
+	}
+}
+
+func TestRootIsAFunctionOfContent(t *testing.T) {
+	be := mem.New()
+	r := openTest(t, be, chunkstore.Options{})
+	ctx := t.Context()
+	rnd := rand.New(rand.NewPCG(3, 4))
+	w, err := r.NewWriter(ctx, chunkstore.WriterOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	sizes := []int{0, 1, 4096, 1 << 20, 1<<20 + 1, 64 << 20, 64<<20 + 5000, 70 << 20, 3 << 20}
+	var prev []byte
+	var base *chunkstore.Blob
+	for i, size := range sizes {
+		img := make([]byte, size)
+		copy(img, prev)
+		if size > 5000 {
+			for range 5 {
+				off := rnd.IntN(size - 4096)
+				copy(img[off:], sparseImage(rnd, min(200_000, size-off)))
+			}
+		}
+		full := putImage(t, r, w, img, nil)
+		delta := putImage(t, r, w, img, base)
+		if full != delta {
+			t.Fatalf("size %d after %d: full %+v, on the base %+v", size, len(prev), full, delta)
+		}
+		if err := w.Flush(ctx); err != nil {
+			t.Fatal(err)
+		}
+		cur := r.OpenBlob(full)
+		if i > 0 {
+			checkDiff(t, cur, base, img, prev)
+		}
+		base, prev = cur, img
+	}
+}
+
+// checkDiff checks that outside the diff's ranges the two images are equal.
+func checkDiff(t *testing.T, cur, base *chunkstore.Blob, img, prev []byte) {
+	t.Helper()
+	mask := make([]bool, max(len(img), len(prev)))
+	last := int64(-1)
+	for rg, err := range cur.Diff(t.Context(), base) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if rg.Off <= last {
+			t.Fatalf("range %+v after end %d", rg, last)
+		}
+		last = rg.End()
+		for i := rg.Off; i < rg.End(); i++ {
+			mask[i] = true
+		}
+	}
+	for i := range mask {
+		if !mask[i] && (i >= len(img) || i >= len(prev) || img[i] != prev[i]) {
+			t.Fatalf("byte %d differs and is in no range", i)
+		}
+	}
+}

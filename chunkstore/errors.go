@@ -1,0 +1,41 @@
+package chunkstore
+
+import (
+	"errors"
+	"fmt"
+)
+
+// Errors that callers decide on.
+var (
+	// ErrCorrupt: stored bytes are not those that were written. A CorruptError says where.
+	ErrCorrupt = errors.New("corrupt")
+	// ErrNotFound: the repository does not have what was asked for.
+	ErrNotFound = errors.New("not found in the repository")
+	// ErrNoRepository: there is no repository at the backend.
+	ErrNoRepository = errors.New("no repository here")
+	// ErrRepositoryExists: Init found one.
+	ErrRepositoryExists = errors.New("there is a repository already")
+	// ErrUnsupported: the object was written by a newer shale, or asks for a feature that this one lacks.
+	ErrUnsupported = errors.New("not supported by this version of shale")
+)
+
+// CorruptError locates damage; Off counts bytes from the start of Object.
+type CorruptError struct {
+	Object string
+	Off    int64
+	Err    error
+}
+
+func (e *CorruptError) Error() string {
+	return fmt.Sprintf("%s at byte %d: %v", e.Object, e.Off, e.Err)
+}
+func (e *CorruptError) Unwrap() []error { return []error{ErrCorrupt, e.Err} }
+
+// NotFoundError names what an index or a listing lacks.
+type NotFoundError struct {
+	What string // "chunk", "node", "backup", "volume"
+	Name string
+}
+
+func (e *NotFoundError) Error() string { return fmt.Sprintf("%s %s: %v", e.What, e.Name, ErrNotFound) }
+func (e *NotFoundError) Unwrap() error { return ErrNotFound }

@@ -1,0 +1,258 @@
+package chunkstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/shalebackup/shale/chunkstore/backend"
+)
+
+// index says where each record is: the segments of the repository, and what this process has put since and not yet
+// written to a segment.
+type index struct {
+	r     *Repository
+	cache *segmentCache // nil: segments are kept on the heap
+
+	mu      sync.RWMutex // guards all below
+	segs    []*segment   // those listed at the last refresh, and our own since
+	old     []*segment   // no longer listed, perhaps still in use: their memory stays until close
+	pending map[key]indexEntry
+	packs   []packRef // of pending
+	gen     uint64    // counts changes of segs
+}
+
+func newIndex(r *Repository) (*index, error) {
+	x := &index{r: r, pending: map[key]indexEntry{}}
+	if r.opts.CacheDir != "" {
+		var err error
+		if x.cache, err = openSegmentCache(r.opts.CacheDir, r.cfg.ID); err != nil {
+			return nil, err
+		}
+	}
+	return x, nil
+}
+
+func (x *index) close() error {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	var errs []error
+	for _, s := range slices.Concat(x.segs, x.old) {
+		errs = append(errs, unmapSegment(s))
+	}
+	x.segs, x.old, x.pending = nil, nil, nil
+	return errors.Join(errs...)
+}
+
+// lookup finds a record. A damaged local entry counts as missing: a writer then stores the chunk again, a reader refreshes.
+func (x *index) lookup(k *key) (location, bool) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	if e, ok := x.pending[*k]; ok {
+		return location{pack: x.packs[e.pack], off: e.off, stored: e.stored, raw: e.raw, codec: e.codec}, true
+	}
+	for _, s := range x.segs {
+		if i, ok := s.find(k); ok {
+			l, err := s.locationAt(i)
+			return l, err == nil
+		}
+	}
+	return location{}, false
+}
+
+func (x *index) has(k *key) bool {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	if _, ok := x.pending[*k]; ok {
+		return true
+	}
+	for _, s := range x.segs {
+		if _, ok := s.find(k); ok {
+			return true
+		}
+	}
+	return false
+}
+
+// addPending makes the records of a stored pack known. Returns how many entries are pending now.
+func (x *index) addPending(p packRef, entries []tableEntry) int {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	n := uint32(len(x.packs))
+	x.packs = append(x.packs, p)
+	for i := range entries {
+		e := &entries[i]
+		k := e.id.key()
+		x.pending[k] = indexEntry{key: k, pack: n, off: e.off, stored: e.stored, raw: e.raw, codec: e.codec}
+	}
+	return len(x.pending)
+}
+
+// flush writes what is pending as a segment. Only one flush may run at a time; lookups go on.
+func (x *index) flush(ctx context.Context) (stored int64, err error) {
+	x.mu.RLock()
+	packs := slices.Clone(x.packs)
+	entries := make([]indexEntry, 0, len(x.pending))
+	for _, e := range x.pending {
+		entries = append(entries, e)
+	}
+	x.mu.RUnlock()
+	if len(packs) == 0 {
+		return 0, nil
+	}
+	run, err := newRun()
+	if err != nil {
+		return 0, err
+	}
+	seg, stored, err := x.put(ctx, encodeSegment(run, packs, sortEntries(entries)))
+	if err != nil {
+		return stored, err
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.segs = append(x.segs, seg)
+	x.gen++
+	for k, e := range x.pending { // what came while we wrote stays, renumbered
+		if int(e.pack) < len(packs) {
+			delete(x.pending, k)
+		} else {
+			e.pack -= uint32(len(packs))
+			x.pending[k] = e
+		}
+	}
+	x.packs = slices.Clone(x.packs[len(packs):])
+	return stored, nil
+}
+
+// put stores the bytes of a segment in the backend, then in the cache.
+func (x *index) put(ctx context.Context, data []byte) (*segment, int64, error) {
+	id, pack, err := x.r.buildObject(kindIndex, data)
+	if err != nil {
+		return nil, 0, err
+	}
+	name := prefixIndex + id.String()
+	if err := x.r.be.Put(ctx, name, pack); err != nil {
+		return nil, 0, fmt.Errorf("write index segment: %w", err)
+	}
+	seg, err := x.keep(name, data)
+	return seg, int64(len(pack)), err
+}
+
+// keep opens data, a whole valid segment, through the cache where there is one.
+func (x *index) keep(name string, data []byte) (*segment, error) {
+	if x.cache != nil {
+		if seg, err := x.cache.store(name, data); err == nil {
+			return seg, nil
+		} // a full cache disk costs memory, not the backup
+	}
+	return openSegment(name, data)
+}
+
+// refresh makes the segments those that the backend lists.
+func (x *index) refresh(ctx context.Context) error {
+	for try := 0; ; try++ {
+		err := x.refreshOnce(ctx)
+		// A segment that went between listing and reading was merged into another by some writer: list again.
+		if err == nil || try == 3 || !errors.Is(err, backend.ErrNotExist) {
+			return err
+		}
+	}
+}
+
+func (x *index) refreshOnce(ctx context.Context) error {
+	var names []string
+	err := x.r.be.List(ctx, prefixIndex, func(o backend.Object) error {
+		names = append(names, o.Name)
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("list the index: %w", err)
+	}
+	have := map[string]*segment{}
+	x.mu.RLock()
+	for _, s := range x.segs {
+		have[s.name] = s
+	}
+	x.mu.RUnlock()
+
+	segs := make([]*segment, len(names))
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(x.r.opts.Parallel)
+	for i, name := range names {
+		if segs[i] = have[name]; segs[i] != nil {
+			delete(have, name)
+			continue
+		}
+		g.Go(func() (err error) {
+			segs[i], err = x.fetch(gctx, name)
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		for i, s := range segs {
+			if s != nil && have[names[i]] == nil && !x.uses(s) {
+				_ = unmapSegment(s)
+			}
+		}
+		return err
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, s := range have {
+		x.old = append(x.old, s)
+	}
+	x.segs = segs
+	x.gen++
+	if x.cache != nil {
+		x.cache.retain(names)
+	}
+	return nil
+}
+
+func (x *index) uses(s *segment) bool {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return slices.Contains(x.segs, s)
+}
+
+// fetch opens a segment from the cache or else from the backend.
+func (x *index) fetch(ctx context.Context, name string) (*segment, error) {
+	if x.cache != nil {
+		if seg, err := x.cache.open(name); err == nil {
+			return seg, nil
+		}
+	}
+	data, err := x.r.readObject(ctx, name, kindIndex)
+	if err != nil {
+		return nil, fmt.Errorf("read index segment: %w", err)
+	}
+	seg, err := openSegment(name, data)
+	if err == nil {
+		err = verifySegment(seg)
+	}
+	if err != nil {
+		return nil, &CorruptError{Object: name, Err: err}
+	}
+	return x.keep(name, data)
+}
+
+// snapshot returns the current segments, for walks over all entries. They stay valid until close.
+func (x *index) snapshot() []*segment {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return slices.Clone(x.segs)
+}
+
+// segmentFile is a segment's file name in the cache, "" for a name that is no segment's.
+func segmentFile(name string) string {
+	s, ok := strings.CutPrefix(name, prefixIndex)
+	if !ok || !isHex(s, len(packID{})) {
+		return ""
+	}
+	return s
+}

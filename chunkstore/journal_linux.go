@@ -1,0 +1,155 @@
+package chunkstore
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/shalebackup/shale/chunkstore/backend"
+)
+
+// journal is a file in the cache folder that lists the packs a Writer has stored and not yet indexed, one object name a
+// line. Its Writer holds an flock on it; a file without a lock is that of a Writer that died, and whoever comes next takes its
+// packs over. A lost journal costs an upload, never data. A nil journal does nothing.
+type journal struct {
+	mu   sync.Mutex // guards all below
+	dir  string
+	file *os.File
+	dead []string // paths of the journals taken over, to be removed when their packs are indexed
+}
+
+func openJournal(cacheDir, repoID string) (*journal, error) {
+	dir := filepath.Join(cacheDir, repoID, "journal")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	f, err := os.CreateTemp(dir, "packs-*")
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return nil, errors.Join(err, f.Close(), os.Remove(f.Name()))
+	}
+	return &journal{dir: dir, file: f}, nil
+}
+
+// add notes that the object is stored.
+func (j *journal) add(object string) error {
+	if j == nil {
+		return nil
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	_, err := j.file.WriteString(object + "\n")
+	return err
+}
+
+// settle empties the journal: all it lists is indexed now.
+func (j *journal) settle() error {
+	if j == nil {
+		return nil
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, path := range j.dead {
+		_ = os.Remove(path) // if it stays, its packs are found indexed next time
+	}
+	j.dead = nil
+	if err := j.file.Truncate(0); err != nil {
+		return err
+	}
+	_, err := j.file.Seek(0, 0)
+	return err
+}
+
+// close removes the journal if it is empty; otherwise it stays for the next Writer.
+func (j *journal) close() error {
+	if j == nil {
+		return nil
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	st, err := j.file.Stat()
+	if err == nil && st.Size() == 0 {
+		err = os.Remove(j.file.Name())
+	}
+	return errors.Join(err, j.file.Close())
+}
+
+// takeOver locks the journals of dead Writers and returns what they list.
+func (j *journal) takeOver() ([]string, error) {
+	entries, err := os.ReadDir(j.dir)
+	if err != nil {
+		return nil, err
+	}
+	var objects []string
+	for _, e := range entries {
+		path := filepath.Join(j.dir, e.Name())
+		if path == j.file.Name() {
+			continue
+		}
+		lines, err := readDeadJournal(path)
+		if err != nil {
+			continue // locked: its Writer lives; or gone: another took it over
+		}
+		objects = append(objects, lines...)
+		j.dead = append(j.dead, path)
+	}
+	return objects, nil
+}
+
+// readDeadJournal reads a journal that nobody has locked. Two that read one at once both index its packs, which is harmless.
+func readDeadJournal(path string) ([]string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return nil, err
+	}
+	var lines []string
+	s := bufio.NewScanner(f)
+	for s.Scan() {
+		lines = append(lines, strings.TrimSpace(s.Text()))
+	}
+	return lines, s.Err()
+}
+
+// adopt makes the packs of dead Writers known, as if this one had just stored them.
+func (w *Writer) adopt(ctx context.Context) error {
+	objects, err := w.journal.takeOver()
+	if err != nil {
+		return err
+	}
+	for _, object := range objects {
+		id, kind, ok := parsePackObject(object)
+		if !ok {
+			continue // the last line of a torn journal
+		}
+		t, size, err := w.r.readPackTable(ctx, object)
+		if errors.Is(err, backend.ErrNotExist) || errors.Is(err, ErrCorrupt) {
+			continue // it is as if it had never arrived
+		}
+		if err != nil {
+			return fmt.Errorf("take over the interrupted backup's packs: %w", err)
+		}
+		if err := w.journal.add(object); err != nil {
+			return err
+		}
+		if w.r.index.addPending(packRef{id: id, salt: t.header.salt, kind: kind, size: size}, t.entries) >= maxPending {
+			if err := w.flushIndex(ctx); err != nil {
+				return err
+			}
+		}
+		w.stats.adopted.Add(1)
+	}
+	return nil
+}

@@ -1,0 +1,93 @@
+package chunkstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+)
+
+// frameLen is how much of an object's plain bytes goes in one record.
+const frameLen = 1 << 20
+
+// buildObject makes the pack that holds data, cut in frames: an index segment, a backup record, a volume's name.
+func (r *Repository) buildObject(kind packKind, data []byte) (packID, []byte, error) {
+	enc, err := r.objects()
+	if err != nil {
+		return packID{}, nil, err
+	}
+	var p packBuilder
+	if err := p.reset(r.sealer, kind); err != nil {
+		return packID{}, nil, err
+	}
+	var scratch []byte
+	for len(data) > 0 {
+		frame := data[:min(frameLen, len(data))]
+		data = data[len(frame):]
+		var id ID
+		r.nodeIDs.id(&id, frame)
+		payload, codec := compress(enc, scratch, frame)
+		if codec != CodecRaw {
+			scratch = payload
+		}
+		p.add(&id, payload, codec, len(frame))
+	}
+	id, b := p.finish()
+	return id, b, nil
+}
+
+// readObject undoes buildObject for the object of that name.
+func (r *Repository) readObject(ctx context.Context, name string, kind packKind) ([]byte, error) {
+	b, err := r.readAll(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	t, err := decodePackTail(r.sealer, b[:min(len(b), packHeaderLen)], b, uint64(len(b)))
+	if err != nil {
+		return nil, &CorruptError{Object: name, Err: err}
+	}
+	if t.header.kind != kind {
+		return nil, &CorruptError{Object: name, Err: fmt.Errorf("pack of kind %v where %v belongs", t.header.kind, kind)}
+	}
+	if kind == kindIndex && name != prefixIndex+t.id.String() {
+		return nil, &CorruptError{Object: name, Err: errors.New("content is not what the name says")}
+	}
+	bx, err := r.sealer.box(t.header.salt)
+	if err != nil {
+		return nil, err
+	}
+	var out, plain []byte
+	for i := range t.entries {
+		e := &t.entries[i]
+		if plain, err = r.decodeRecord(plain, b[e.off:e.off+e.stored], bx, e); err != nil {
+			return nil, &CorruptError{Object: name, Off: int64(e.off), Err: err}
+		}
+		var id ID
+		if r.nodeIDs.id(&id, plain); id != e.id {
+			return nil, &CorruptError{Object: name, Off: int64(e.off), Err: errors.New("content does not match its ID")}
+		}
+		out = append(out, plain...)
+	}
+	return out, nil
+}
+
+// readAll reads a whole object of at most maxPackLen.
+func (r *Repository) readAll(ctx context.Context, name string) ([]byte, error) {
+	obj, err := r.be.Stat(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	if obj.Size > maxPackLen {
+		return nil, &CorruptError{Object: name, Err: fmt.Errorf("%d bytes are more than any object has", obj.Size)}
+	}
+	b := make([]byte, obj.Size)
+	return b, r.be.ReadAt(ctx, name, b, 0)
+}
+
+// decodeRecord opens and decompresses a record into dst's array.
+func (r *Repository) decodeRecord(dst, rec []byte, bx box, e *tableEntry) ([]byte, error) {
+	payload, err := openRecord(rec, bx, &e.id, e.codec, int(e.raw), uint64(e.off))
+	if err != nil {
+		return nil, err
+	}
+	return r.dec.decode(dst, payload, e.codec, int(e.raw))
+}

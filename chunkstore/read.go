@@ -1,0 +1,233 @@
+package chunkstore
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/shalebackup/shale/chunkstore/backend"
+)
+
+const (
+	batchGap = 128 << 10 // unwanted bytes that are read rather than asking again
+	batchMax = 4 << 20   // bytes of one backend read of a batch
+)
+
+// ReadChunk returns the chunk's plain bytes, verified, in dst's array where that is large enough.
+// Errors: ErrNotFound, ErrCorrupt, or what the backend says.
+func (r *Repository) ReadChunk(ctx context.Context, id ID, dst []byte) ([]byte, error) {
+	l, err := r.locate(ctx, "chunk", &id)
+	if err != nil {
+		return nil, err
+	}
+	return r.readRecord(ctx, &id, l, dst)
+}
+
+// locate looks the ID up, once more after a refresh: another host may have written it since.
+func (r *Repository) locate(ctx context.Context, what string, id *ID) (location, error) {
+	k := id.key()
+	if l, ok := r.index.lookup(&k); ok {
+		return l, nil
+	}
+	if err := r.index.refresh(ctx); err != nil {
+		return location{}, err
+	}
+	if l, ok := r.index.lookup(&k); ok {
+		return l, nil
+	}
+	return location{}, &NotFoundError{What: what, Name: id.String()}
+}
+
+// readRecord reads, verifies and decompresses one record.
+func (r *Repository) readRecord(ctx context.Context, id *ID, l location, dst []byte) ([]byte, error) {
+	buf := r.getBuf(int(l.stored))
+	defer r.putBuf(buf)
+	object := l.pack.id.object(l.pack.kind)
+	if err := r.be.ReadAt(ctx, object, *buf, int64(l.off)); err != nil {
+		return nil, readError(object, int64(l.off), err)
+	}
+	bx, err := r.sealer.box(l.pack.salt)
+	if err != nil {
+		return nil, err
+	}
+	e := l.entry(id)
+	out, err := r.decodeRecord(dst, *buf, bx, &e)
+	if err != nil {
+		return nil, &CorruptError{Object: object, Off: int64(l.off), Err: err}
+	}
+	return out, nil
+}
+
+func (l *location) entry(id *ID) tableEntry {
+	return tableEntry{id: *id, off: l.off, stored: l.stored, raw: l.raw, codec: l.codec}
+}
+
+// readError: an object that the index names and that is missing or short is damage.
+func readError(object string, off int64, err error) error {
+	if errors.Is(err, backend.ErrNotExist) || errors.Is(err, backend.ErrShort) {
+		return &CorruptError{Object: object, Off: off, Err: err}
+	}
+	return fmt.Errorf("read %s at %d: %w", object, off, err)
+}
+
+// ReadError is the failure of one chunk of a batch.
+type ReadError struct {
+	Chunk Chunk
+	Err   error
+}
+
+func (e *ReadError) Error() string { return fmt.Sprintf("chunk at %d: %v", e.Chunk.Off, e.Err) }
+func (e *ReadError) Unwrap() error { return e.Err }
+
+// batchItem is one wanted chunk of a batch.
+type batchItem struct {
+	i   int
+	loc location
+}
+
+// ReadChunks reads many chunks with few backend reads: neighbours in a pack come in one. fn gets each chunk's number in chunks and
+// its plain bytes, valid until fn returns; it is called from several goroutines at once and in no order. The first error
+// stops the batch; a chunk that cannot be read is a *ReadError.
+func (r *Repository) ReadChunks(ctx context.Context, chunks []Chunk, fn func(i int, data []byte) error) error {
+	items := make([]batchItem, len(chunks))
+	for i := range chunks {
+		l, err := r.locate(ctx, "chunk", &chunks[i].ID)
+		if err != nil {
+			return &ReadError{chunks[i], err}
+		}
+		items[i] = batchItem{i, l}
+	}
+	slices.SortFunc(items, func(a, b batchItem) int {
+		return cmp.Or(slices.Compare(a.loc.pack.id[:], b.loc.pack.id[:]), cmp.Compare(a.loc.off, b.loc.off))
+	})
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(r.opts.Parallel)
+	for len(items) > 0 {
+		n := batchRun(items)
+		run := items[:n]
+		items = items[n:]
+		g.Go(func() error { return r.readRun(ctx, chunks, run, fn) })
+	}
+	return g.Wait()
+}
+
+// batchRun counts the items at the front that one read should fetch.
+func batchRun(items []batchItem) int {
+	first := items[0].loc
+	end := int64(first.off) + int64(first.stored)
+	for n := 1; n < len(items); n++ {
+		l := &items[n].loc
+		stop := max(end, int64(l.off)+int64(l.stored))
+		if l.pack.id != first.pack.id || int64(l.off)-end > batchGap || stop-int64(first.off) > batchMax {
+			return n
+		}
+		end = stop
+	}
+	return len(items)
+}
+
+func (r *Repository) readRun(ctx context.Context, chunks []Chunk, run []batchItem, fn func(int, []byte) error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	first, last := &run[0].loc, &run[len(run)-1].loc
+	object := first.pack.id.object(first.pack.kind)
+	buf := r.getBuf(int(last.off + last.stored - first.off))
+	defer r.putBuf(buf)
+	if err := r.be.ReadAt(ctx, object, *buf, int64(first.off)); err != nil {
+		if len(run) > 1 { // so that damage costs only the chunks it touches
+			for i := range run {
+				if err := r.readRun(ctx, chunks, run[i:i+1], fn); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+		return &ReadError{chunks[run[0].i], readError(object, int64(first.off), err)}
+	}
+	bx, err := r.sealer.box(first.pack.salt)
+	if err != nil {
+		return err
+	}
+	plain := r.getBuf(0)
+	defer r.putBuf(plain)
+	for i := range run {
+		c, l := &chunks[run[i].i], &run[i].loc
+		e := l.entry(&c.ID)
+		*plain, err = r.decodeRecord((*plain)[:0], (*buf)[l.off-first.off:][:l.stored], bx, &e)
+		if err == nil && len(*plain) != c.Len {
+			err = fmt.Errorf("chunk has %d bytes where its blob says %d", len(*plain), c.Len)
+		}
+		if err != nil {
+			return &ReadError{*c, &CorruptError{Object: object, Off: int64(l.off), Err: err}}
+		}
+		if err := fn(run[i].i, *plain); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// readNode reads a tree node's bytes and checks them against the whole ID.
+func (r *Repository) readNode(ctx context.Context, id *ID) ([]byte, error) {
+	l, err := r.locate(ctx, "tree node", id)
+	if err != nil {
+		return nil, err
+	}
+	b, err := r.readRecord(ctx, id, l, nil)
+	if err != nil {
+		return nil, err
+	}
+	var got ID
+	if r.nodeIDs.id(&got, b); got != *id {
+		return nil, r.nodeCorrupt(id, errors.New("content does not match its ID"))
+	}
+	return b, nil
+}
+
+// nodeCorrupt says where the node lies that does not decode.
+func (r *Repository) nodeCorrupt(id *ID, err error) error {
+	k := id.key()
+	l, _ := r.index.lookup(&k)
+	return &CorruptError{Object: l.pack.id.object(l.pack.kind), Off: int64(l.off), Err: fmt.Errorf("tree node %v: %w", id, err)}
+}
+
+// loadNode returns the inner node of that level.
+func (r *Repository) loadNode(ctx context.Context, id ID, level int) (*node, error) {
+	k := nodeCacheKey{id: id}
+	if n, _, ok := r.nodes.get(k); ok && n != nil && n.level == level {
+		return n, nil
+	}
+	b, err := r.readNode(ctx, &id)
+	if err != nil {
+		return nil, err
+	}
+	n, err := decodeNode(b, level)
+	if err != nil {
+		return nil, r.nodeCorrupt(&id, err)
+	}
+	r.nodes.add(k, n, nil)
+	return n, nil
+}
+
+// loadLeaf returns the chunks of a span of spanLen bytes, relative to its beginning. The caller must not change them.
+func (r *Repository) loadLeaf(ctx context.Context, id ID, spanLen int) ([]Chunk, error) {
+	k := nodeCacheKey{id, spanLen}
+	if _, chunks, ok := r.nodes.get(k); ok {
+		return chunks, nil
+	}
+	b, err := r.readNode(ctx, &id)
+	if err != nil {
+		return nil, err
+	}
+	chunks, err := decodeLeaf(nil, b, 0, spanLen)
+	if err != nil {
+		return nil, r.nodeCorrupt(&id, err)
+	}
+	r.nodes.add(k, nil, chunks)
+	return chunks, nil
+}

@@ -1,0 +1,122 @@
+package chunkstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/shalebackup/shale/chunkstore/backend"
+)
+
+// ReindexReport says what Reindex found.
+type ReindexReport struct {
+	Packs    int      `json:"packs"`
+	Chunks   int64    `json:"chunks"`
+	Segments int      `json:"segments"` // written
+	Removed  int      `json:"removed"`  // segments replaced
+	Damage   []Damage `json:"damage"`   // packs whose tables cannot be read; their records are not in the index
+}
+
+// Reindex makes the index anew from the packs alone, whatever state it is in. Backups and other writers may run meanwhile: their
+// packs are found, or are in segments written after this listing, which stay. It returns the repository, open.
+func Reindex(ctx context.Context, be backend.Backend, o Options, progress func(done, total int)) (*Repository, *ReindexReport, error) {
+	cfg, err := loadConfig(ctx, be)
+	if err != nil {
+		return nil, nil, err
+	}
+	r, err := newRepository(be, cfg, o)
+	if err != nil {
+		return nil, nil, err
+	}
+	rep, err := r.reindex(ctx, progress)
+	if err != nil {
+		return nil, nil, errors.Join(err, r.Close())
+	}
+	return r, rep, nil
+}
+
+func (r *Repository) reindex(ctx context.Context, progress func(done, total int)) (*ReindexReport, error) {
+	var old, packs []string
+	list := func(names *[]string) func(backend.Object) error {
+		return func(o backend.Object) error {
+			*names = append(*names, o.Name)
+			return nil
+		}
+	}
+	if err := r.be.List(ctx, prefixIndex, list(&old)); err != nil {
+		return nil, fmt.Errorf("list the index: %w", err)
+	}
+	if err := r.be.List(ctx, prefixPacks, list(&packs)); err != nil {
+		return nil, fmt.Errorf("list packs: %w", err)
+	}
+	rep := &ReindexReport{}
+	for i, object := range packs {
+		if err := r.reindexPack(ctx, object, rep); err != nil {
+			return nil, err
+		}
+		if progress != nil {
+			progress(i+1, len(packs))
+		}
+	}
+	if err := r.reindexFlush(ctx, rep); err != nil {
+		return nil, err
+	}
+	for _, name := range old {
+		if r.index.lists(name) { // what we wrote is, to the byte, what was there
+			continue
+		}
+		if err := r.be.Delete(ctx, name); err != nil {
+			return nil, fmt.Errorf("remove old index segment: %w", err)
+		}
+		rep.Removed++
+	}
+	return rep, r.index.refresh(ctx)
+}
+
+// reindexPack adds the records of one pack to what is pending.
+func (r *Repository) reindexPack(ctx context.Context, object string, rep *ReindexReport) error {
+	id, kind, ok := parsePackObject(object)
+	if !ok {
+		return nil
+	}
+	t, size, err := r.readPackTable(ctx, object)
+	var ce *CorruptError
+	switch {
+	case errors.Is(err, backend.ErrNotExist):
+		return nil
+	case errors.As(err, &ce):
+		rep.Damage = append(rep.Damage, Damage{Object: object, Off: ce.Off, Error: ce.Err.Error()})
+		return nil
+	case err != nil:
+		return fmt.Errorf("read table of %s: %w", object, err)
+	}
+	rep.Packs++
+	rep.Chunks += int64(len(t.entries))
+	if r.index.addPending(packRef{id: id, salt: t.header.salt, kind: kind, size: size}, t.entries) >= maxPending {
+		return r.reindexFlush(ctx, rep)
+	}
+	return nil
+}
+
+func (r *Repository) reindexFlush(ctx context.Context, rep *ReindexReport) error {
+	n, err := r.index.flush(ctx)
+	if err != nil {
+		return err
+	}
+	if n > 0 {
+		rep.Segments++
+	}
+	return r.CompactIndex(ctx)
+}
+
+// lists reports whether the segment of that name is in use.
+func (x *index) lists(name string) bool {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	for _, s := range x.segs {
+		if s.name == name {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,151 @@
+package chunkstore
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+
+	"github.com/shalebackup/shale/chunkstore/backend"
+)
+
+// Options say how this process uses a repository; the zero value is good.
+type Options struct {
+	// CacheDir holds copies of the index and the journals of writers, in a folder of the repository's ID. Empty: the index is
+	// kept in memory, and an interrupted backup starts anew.
+	CacheDir string
+	// Parallel bounds the goroutines that read, decode and write objects at once; default GOMAXPROCS.
+	Parallel int
+}
+
+// Repository is an open repository.
+type Repository struct {
+	be       backend.Backend
+	cfg      Config
+	opts     Options
+	sealer   sealer
+	chunkIDs *hasher
+	nodeIDs  *hasher
+	nameKey  *hasher
+	cutter   Cutter
+	dec      *decoder
+	index    *index
+	nodes    *nodeCache
+	bufs     sync.Pool               // *[]byte for stored bytes
+	objects  func() (encoder, error) // compresses what buildObject builds; made on first use
+}
+
+// Init makes a repository at be. ErrRepositoryExists when there is one.
+func Init(ctx context.Context, be backend.Backend, o InitOptions) (Config, error) {
+	cfg, err := newConfig(o)
+	if err != nil {
+		return cfg, fmt.Errorf("new repository: %w", err)
+	}
+	b, err := cfg.encode()
+	if err != nil {
+		return cfg, err
+	}
+	err = be.PutIfAbsent(ctx, objectConfig, b)
+	if errors.Is(err, backend.ErrExist) {
+		return cfg, fmt.Errorf("%s: %w", be.Location(), ErrRepositoryExists)
+	}
+	if err != nil {
+		return cfg, fmt.Errorf("write the repository's configuration: %w", err)
+	}
+	return cfg, nil
+}
+
+// Open opens the repository at be: it reads the configuration and lists the index, of which it fetches what the cache lacks.
+// Errors: ErrNoRepository, ErrUnsupported, ErrCorrupt.
+func Open(ctx context.Context, be backend.Backend, o Options) (*Repository, error) {
+	cfg, err := loadConfig(ctx, be)
+	if err != nil {
+		return nil, err
+	}
+	r, err := newRepository(be, cfg, o)
+	if err != nil {
+		return nil, err
+	}
+	if err := r.index.refresh(ctx); err != nil {
+		r.Close()
+		return nil, err
+	}
+	return r, nil
+}
+
+// newRepository is Open without looking at the index.
+func newRepository(be backend.Backend, cfg Config, o Options) (*Repository, error) {
+	if o.Parallel <= 0 {
+		o.Parallel = runtime.GOMAXPROCS(0)
+	}
+	var s secret
+	if _, err := hex.Decode(s[:], []byte(cfg.Secret)); err != nil {
+		return nil, err
+	}
+	dec, err := newDecoder()
+	if err != nil {
+		return nil, err
+	}
+	r := &Repository{
+		be: be, cfg: cfg, opts: o, sealer: plainSealer{}, dec: dec,
+		chunkIDs: newHasher(s.derive(contextChunk)),
+		nodeIDs:  newHasher(s.derive(contextNode)),
+		nameKey:  newHasher(s.derive(contextName)),
+		cutter:   Cutter{mask: 1<<cfg.CutBits - 1, max: cfg.MaxChunk},
+		nodes:    newNodeCache(nodeCacheBytes),
+	}
+	if r.sealer.overhead() > 0 { // chunk lengths tell nothing about known content
+		k := s.derive(contextCut)
+		r.cutter.seed = binary.LittleEndian.Uint64(k[:]) | 1
+	}
+	r.objects = sync.OnceValues(func() (encoder, error) { return newEncoder("zstd:1", 1) })
+	r.bufs.New = func() any { return new([]byte) }
+	r.index, err = newIndex(r)
+	return r, err
+}
+
+// Close releases the memory-mapped index. Nothing of the repository may be used afterwards.
+func (r *Repository) Close() error { return r.index.close() }
+
+// Config returns the repository's constants without its secret.
+func (r *Repository) Config() Config {
+	c := r.cfg
+	c.Secret = ""
+	return c
+}
+
+// ID is the repository's identity, 32 hex digits.
+func (r *Repository) ID() string { return r.cfg.ID }
+
+// Location is where the repository is, for messages.
+func (r *Repository) Location() string { return r.be.Location() }
+
+// SpanBytes is the length of a span.
+func (r *Repository) SpanBytes() int { return r.cfg.SpanBytes }
+
+// Cutter cuts spans as this repository wants them cut.
+func (r *Repository) Cutter() *Cutter { return &r.cutter }
+
+// ChunkID returns the ID that p has as a chunk.
+func (r *Repository) ChunkID(p []byte) (id ID) {
+	r.chunkIDs.id(&id, p)
+	return id
+}
+
+// Refresh learns what other writers have added since Open.
+func (r *Repository) Refresh(ctx context.Context) error { return r.index.refresh(ctx) }
+
+// getBuf lends a buffer of n bytes; putBuf takes it back.
+func (r *Repository) getBuf(n int) *[]byte {
+	b := r.bufs.Get().(*[]byte)
+	if cap(*b) < n {
+		*b = make([]byte, n)
+	}
+	*b = (*b)[:n]
+	return b
+}
+
+func (r *Repository) putBuf(b *[]byte) { r.bufs.Put(b) }
