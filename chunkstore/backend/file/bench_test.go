@@ -2,6 +2,7 @@ package file
 
 import (
 	"fmt"
+	"os"
 	"testing"
 
 	"github.com/shalebackup/shale/chunkstore/backend"
@@ -62,11 +63,16 @@ func BenchmarkPut(b *testing.B) {
 				b.ReportAllocs()
 				i := 0
 				for b.Loop() {
-					// Over a few names, so that the disk does not fill.
-					if err := be.Put(b.Context(), fmt.Sprintf("packs/%d", i%16), data); err != nil {
+					if err := be.Put(b.Context(), fmt.Sprintf("packs/%d", i), data); err != nil {
 						b.Fatal(err)
 					}
-					i++
+					if i++; i%32 == 0 { // so that the disk does not fill
+						b.StopTimer()
+						if err := os.RemoveAll(be.root + "/packs"); err != nil {
+							b.Fatal(err)
+						}
+						b.StartTimer()
+					}
 				}
 			})
 		}

@@ -37,6 +37,7 @@ type Backend struct {
 // system is the part of the operating system that tests replace, to answer as NFS does on a bad day.
 type system struct {
 	open   func(path string, flag int, mode os.FileMode) (*os.File, error)
+	sync   func(f *os.File) error
 	link   func(from, to string) error
 	rename func(from, to string) error
 	// renameNew is rename that fails with EEXIST when to is taken.
@@ -66,7 +67,7 @@ func (o Options) Create(dir string) (*Backend, error) {
 	case err != nil:
 		return nil, fmt.Errorf("create repository folder: %w", err)
 	case !o.NoSync:
-		if err := syncFolder(filepath.Dir(abs)); err != nil {
+		if err := syncFolder(filepath.Dir(abs), (*os.File).Sync); err != nil {
 			return nil, fmt.Errorf("create repository folder %s: %w", dir, err)
 		}
 	}
@@ -98,7 +99,7 @@ func (o Options) Open(dir string) (*Backend, error) {
 		noSync:     o.NoSync,
 		fileMode:   0o600 | group&0o060,
 		folderMode: 0o700 | group | info.Mode()&os.ModeSetgid,
-		sys:        system{open: os.OpenFile, link: os.Link, rename: os.Rename, renameNew: renameNew},
+		sys:        system{open: os.OpenFile, sync: (*os.File).Sync, link: os.Link, rename: os.Rename, renameNew: renameNew},
 	}
 	b.open.init(o.OpenFiles)
 	return b, nil

@@ -70,15 +70,15 @@ func (b *Backend) sync(folder string) error {
 	if b.noSync {
 		return nil
 	}
-	return retryStale(func() error { return syncFolder(b.path(folder)) })
+	return retryStale(func() error { return syncFolder(b.path(folder), b.sys.sync) })
 }
 
-func syncFolder(path string) error {
+func syncFolder(path string, sync func(*os.File) error) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return err
 	}
-	err = f.Sync()
+	err = sync(f)
 	// Some network and FUSE file systems do not sync folders, and say so.
 	if errors.Is(err, syscall.EINVAL) || errors.Is(err, syscall.EOPNOTSUPP) {
 		err = nil

@@ -135,7 +135,7 @@ func (b *Backend) fill(ctx context.Context, f *os.File, data []byte) (os.FileInf
 		data = data[n:]
 	}
 	if !b.noSync {
-		if err := f.Sync(); err != nil {
+		if err := b.sys.sync(f); err != nil {
 			return nil, err
 		}
 	}
