@@ -83,6 +83,31 @@ func MountWith(t testing.TB, fstype string, sizeMiB int, mkfsArgs []string, opti
 	return dir
 }
 
+// Loop returns a block device over the file at path, for the length of the test. The test is skipped where that cannot be done.
+func Loop(t testing.TB, path string) string {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("a loop device needs root")
+	}
+	if _, err := exec.LookPath("losetup"); err != nil {
+		t.Skipf("a loop device needs losetup: %v", err)
+	}
+	if _, err := os.Stat("/dev/loop-control"); err != nil {
+		t.Skipf("no loop devices: %v", err)
+	}
+	out, err := exec.Command("losetup", "--find", "--show", path).Output()
+	if err != nil {
+		t.Fatalf("losetup %s: %v", path, err)
+	}
+	dev := strings.TrimSpace(string(out))
+	t.Cleanup(func() {
+		if err := run("losetup", "--detach", dev); err != nil {
+			t.Error(err)
+		}
+	})
+	return dev
+}
+
 // known reports whether the kernel has the file system, loading its module if there is one.
 func known(t testing.TB, fstype string) bool {
 	t.Helper()

@@ -1,6 +1,7 @@
 package fstest_test
 
 import (
+	"bytes"
 	"os"
 	"path/filepath"
 	"testing"
@@ -49,5 +50,21 @@ func TestMountWith(t *testing.T) {
 	}
 	if st.Flags&unix.ST_NOATIME == 0 {
 		t.Error("mounted without the option noatime")
+	}
+}
+
+func TestLoop(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "disk")
+	want := make([]byte, 1<<20)
+	copy(want[4096:], "somewhere")
+	if err := os.WriteFile(path, want, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	got, err := os.ReadFile(fstest.Loop(t, path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, want) {
+		t.Errorf("the device holds %d bytes that are not the file's %d", len(got), len(want))
 	}
 }

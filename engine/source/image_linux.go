@@ -46,7 +46,7 @@ func openImage(ctx context.Context, path string) (*imageFile, error) {
 func open(path string, types ...uint32) (*imageFile, error) {
 	real, err := filepath.EvalSymlinks(path)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("find %s: %w", path, err)
 	}
 	if real, err = filepath.Abs(real); err != nil {
 		return nil, err
@@ -184,7 +184,7 @@ func (img *imageFile) nextData(off int64) (data, end int64, err error) {
 	switch {
 	case errors.Is(err, unix.ENXIO):
 		return size, size, nil
-	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EOPNOTSUPP): // no idea of holes
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EOPNOTSUPP): // a file system that does not know its holes
 		return off, size, nil
 	case err != nil:
 		return 0, 0, &fs.PathError{Op: "seek data of", Path: img.path, Err: err}

@@ -88,18 +88,19 @@ func TestImageReflinked(t *testing.T) {
 		name, fstype string
 		mkfs         []string
 		options      []string
-		coarse       bool // blocks are not 4 KiB, or compressed: only the content is checked
+		coarse       bool // blocks are not of 4 KiB, or compressed: only the content is checked
+		encoded      bool // places say nothing: all data counts as changed
 	}{
 		{name: "xfs", fstype: "xfs"},
 		{name: "xfs blocks of 1 KiB", fstype: "xfs", mkfs: []string{"-b", "size=1024"}, coarse: true},
 		{name: "btrfs", fstype: "btrfs"},
-		{name: "btrfs compressed", fstype: "btrfs", options: []string{"compress-force=zstd"}, coarse: true},
+		{name: "btrfs compressed", fstype: "btrfs", options: []string{"compress-force=zstd"}, coarse: true, encoded: true},
 	}
 	for _, m := range mounts {
 		t.Run(m.name, func(t *testing.T) {
 			dir := fstest.MountWith(t, m.fstype, 400, m.mkfs, m.options...)
 			old := filepath.Join(dir, "old.raw")
-			makeImage(t, old, m.coarse)
+			makeImage(t, old, m.encoded)
 			parent := parentOf(t, old)
 			for _, e := range edits {
 				t.Run(e.name, func(t *testing.T) {
@@ -108,13 +109,16 @@ func TestImageReflinked(t *testing.T) {
 					got := backUp(t, new, source.ImageOptions{}, parent)
 					got.wantBase(t, parent)
 					got.wantContent(t, old, new)
+					if got.stats.MetadataBlocks == 0 && got.size > 0 {
+						t.Error("stats say that no extents were looked at")
+					}
+					if m.encoded && e.name == "nothing" && got.data != 6*mib {
+						t.Errorf("to be read: %d bytes, want all that is compressed", got.data)
+					}
 					if !m.coarse && (got.data > e.data || got.hole != e.hole) {
 						t.Errorf("to be read: %d bytes, want at most %d; holes: %d, want %d: %v", got.data, e.data, got.hole, e.hole, got.extents)
 					}
 				})
-			}
-			if m.fstype == "btrfs" {
-				return
 			}
 		})
 	}
@@ -279,6 +283,44 @@ func TestImageBaseRefused(t *testing.T) {
 				t.Errorf("base %+v, want none with a reason that says %q and names the backup", got.base, tt.reason)
 			}
 			got.wantContent(t, "", new)
+		})
+	}
+}
+
+// Two mounted copies of one XFS have one UUID, and places in one say nothing about the other.
+func TestImageCopiedFileSystem(t *testing.T) {
+	mkfs := []string{"-m", "uuid=0c9a4f43-5d2a-4b7c-9f3e-2f4f3f5f6f70"}
+	old := filepath.Join(fstest.MountWith(t, "xfs", 300, mkfs, "nouuid"), "old.raw")
+	new := filepath.Join(fstest.MountWith(t, "xfs", 300, mkfs, "nouuid"), "new.raw")
+	makeImage(t, old, false)
+	makeImage(t, new, true)
+	got := backUp(t, new, source.ImageOptions{}, parentOf(t, old))
+	if got.base.Parent != nil || !strings.Contains(got.base.Reason, "is not on the same file system") {
+		t.Errorf("base %+v, want none on another file system of the same UUID", got.base)
+	}
+	got.wantContent(t, "", new)
+}
+
+// A page that is dirty through a mapping is written without a new time, until the file is written out.
+func TestImageMapped(t *testing.T) {
+	for _, fstype := range []string{"xfs", "btrfs", "ext4"} {
+		t.Run(fstype, func(t *testing.T) {
+			img := image(t, fstest.Mount(t, fstype, 300), mib, map[int64]int{0: mib})
+			edit(t, img, func(t *testing.T, f *os.File) {
+				page, err := unix.Mmap(int(f.Fd()), 0, mib, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+				if err != nil {
+					t.Fatal(err)
+				}
+				page[0]++
+				src, _ := open(t, img, source.ImageOptions{})
+				page[0]++
+				if err := src.ReadAt(t.Context(), make([]byte, 4096), 0); !errors.Is(err, source.ErrChanged) {
+					t.Errorf("read after a write through a mapping: got %v, want ErrChanged", err)
+				}
+				if err := unix.Munmap(page); err != nil {
+					t.Fatal(err)
+				}
+			})
 		})
 	}
 }

@@ -26,7 +26,7 @@ type result struct {
 }
 
 // open opens the image at path for the length of the test.
-func open(t *testing.T, path string, opts source.ImageOptions, parents ...source.Parent) (source.Source, source.Base) {
+func open(t testing.TB, path string, opts source.ImageOptions, parents ...source.Parent) (source.Source, source.Base) {
 	t.Helper()
 	src, base, err := source.Image(path, opts).Open(t.Context(), listing(parents, nil))
 	if err != nil {
@@ -98,7 +98,7 @@ func backUp(t *testing.T, path string, opts source.ImageOptions, parents ...sour
 }
 
 // parentOf is what a later backup finds of one of the image at path, made now.
-func parentOf(t *testing.T, path string) source.Parent {
+func parentOf(t testing.TB, path string) source.Parent {
 	t.Helper()
 	src, _ := open(t, path, source.ImageOptions{})
 	return source.Parent{ID: "backup-of-" + filepath.Base(path), Size: src.Size(), State: src.State()}
@@ -154,7 +154,8 @@ func noise(seed uint64, n int) []byte {
 	return b
 }
 
-// makeImage makes the image that the edits expect; compressible means that every other 4 KiB repeats one byte.
+// makeImage makes the image that the edits expect. A compressible one has one byte repeated in every other 4 KiB, and a hole for the space
+// that is reserved, since btrfs compresses no file that ever reserved any.
 func makeImage(t *testing.T, path string, compressible bool) {
 	t.Helper()
 	f, err := os.Create(path)
@@ -166,7 +167,9 @@ func makeImage(t *testing.T, path string, compressible bool) {
 		copy(b[off:off+4096], bytes.Repeat(b[off:off+1], 4096))
 	}
 	write(t, f, 0, b[:2*mib])
-	fallocate(t, f, 0, 3*mib, mib)
+	if !compressible {
+		fallocate(t, f, 0, 3*mib, mib)
+	}
 	write(t, f, 4*mib, b[4*mib:])
 	if err := f.Close(); err != nil {
 		t.Fatal(err)
@@ -187,7 +190,7 @@ func edit(t *testing.T, path string, do func(t *testing.T, f *os.File)) {
 }
 
 // reflink returns the path of a copy of old that shares its extents, for the length of the test.
-func reflink(t *testing.T, old string) string {
+func reflink(t testing.TB, old string) string {
 	t.Helper()
 	src, err := os.Open(old)
 	if err != nil {
@@ -209,7 +212,7 @@ func reflink(t *testing.T, old string) string {
 	return dst.Name()
 }
 
-func write(t *testing.T, f *os.File, off int64, b []byte) {
+func write(t testing.TB, f *os.File, off int64, b []byte) {
 	t.Helper()
 	if _, err := f.WriteAt(b, off); err != nil {
 		t.Fatal(err)
