@@ -218,7 +218,7 @@ func (f *fakeFile) scribble(rnd *rand.Rand, times int, other fakeFile) {
 // Whatever lies where: what the diff says must be read, laid over the old file, is the new one; and blocks with the same places are not read.
 func TestMapDiffProperty(t *testing.T) {
 	seed := rand.Uint64()
-	for round := range uint64(2000) {
+	for round := range uint64(1000) {
 		rnd := rand.New(rand.NewPCG(seed, round))
 		newSize := func() fakeFile {
 			n := 1 + rnd.IntN(300)

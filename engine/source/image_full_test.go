@@ -78,6 +78,7 @@ func TestImageHoles(t *testing.T) {
 	}
 	for name, place := range places {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			dir := place(t)
 			for _, img := range images {
 				t.Run(img.name, func(t *testing.T) {

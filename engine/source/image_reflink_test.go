@@ -98,6 +98,7 @@ func TestImageReflinked(t *testing.T) {
 	}
 	for _, m := range mounts {
 		t.Run(m.name, func(t *testing.T) {
+			t.Parallel() // most of the time goes into waiting for the disk
 			dir := fstest.MountWith(t, m.fstype, 400, m.mkfs, m.options...)
 			old := filepath.Join(dir, "old.raw")
 			makeImage(t, old, m.encoded)
@@ -128,6 +129,7 @@ func TestImageReflinked(t *testing.T) {
 func TestImageReflinkedChain(t *testing.T) {
 	for _, fstype := range []string{"xfs", "btrfs"} {
 		t.Run(fstype, func(t *testing.T) {
+			t.Parallel()
 			dir := fstest.Mount(t, fstype, 400)
 			old := filepath.Join(dir, "old.raw")
 			makeImage(t, old, false)

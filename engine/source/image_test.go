@@ -117,28 +117,38 @@ func (r result) wantBase(t *testing.T, want source.Parent) {
 // wantContent checks that what was read, laid over the file old (nothing when empty), is the file new.
 func (r result) wantContent(t *testing.T, old, new string) {
 	t.Helper()
-	got := make([]byte, r.size)
-	if old != "" {
-		b, err := os.ReadFile(old)
+	if old == "" {
+		old = os.DevNull
+	}
+	files := [2]*os.File{}
+	for i, path := range []string{old, new} {
+		f, err := os.Open(path)
 		if err != nil {
 			t.Fatal(err)
 		}
-		copy(got, b)
+		defer f.Close()
+		files[i] = f
 	}
-	for i, e := range r.extents {
-		copy(got[e.Off:], r.patches[i])
+	if size, err := files[1].Seek(0, io.SeekEnd); err != nil || size != r.size {
+		t.Fatalf("%d bytes, want %d, %v", r.size, size, err)
 	}
-	want, err := os.ReadFile(new)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(got) != len(want) {
-		t.Fatalf("%d bytes, want %d", len(got), len(want))
-	}
-	for off := 0; off < len(got); off += 4096 {
-		end := min(off+4096, len(got))
-		if !bytes.Equal(got[off:end], want[off:end]) {
-			t.Fatalf("wrong bytes in the block at %d; extents %v", off, r.extents)
+	const step = 256 << 10
+	bufs := [2][]byte{make([]byte, step), make([]byte, step)}
+	for off := int64(0); off < r.size; off += step {
+		n := min(step, r.size-off)
+		for i, f := range files {
+			clear(bufs[i])
+			if _, err := f.ReadAt(bufs[i][:n], off); err != nil && err != io.EOF {
+				t.Fatal(err)
+			}
+		}
+		for i, e := range r.extents {
+			if from, to := max(e.Off, off), min(e.End(), off+n); from < to {
+				copy(bufs[0][from-off:to-off], r.patches[i][from-e.Off:])
+			}
+		}
+		if !bytes.Equal(bufs[0], bufs[1]) {
+			t.Fatalf("wrong bytes in the %d at %d; extents %v", n, off, r.extents)
 		}
 	}
 }
