@@ -1,0 +1,166 @@
+package engine
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"runtime"
+	"slices"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/shalebackup/shale/chunkstore"
+)
+
+// VerifyReport is what Verify read and found.
+type VerifyReport struct {
+	Volume string         `json:"volume"`
+	Backup string         `json:"backup"`
+	Size   int64          `json:"size"`
+	Data   int64          `json:"data"`   // bytes that are not holes, by the record
+	Read   int64          `json:"read"`   // plain bytes read and found right
+	Damage []VerifyDamage `json:"damage"` // empty: every byte can be restored
+}
+
+// VerifyDamage is a part of the backup that cannot be read.
+type VerifyDamage struct {
+	chunkstore.Range
+	Error string `json:"error"`
+}
+
+// Verify reads every chunk of a backup and checks it against its ID. Damage is in the report; the error is of reading at all.
+func Verify(ctx context.Context, repo *chunkstore.Repository, b *chunkstore.Backup, progress Progress) (*VerifyReport, error) {
+	v := verify{
+		repo: repo, blob: repo.OpenBlob(b.Blob), progress: progressOr(progress),
+		rep: VerifyReport{Volume: b.Volume, Backup: b.ID, Size: b.Blob.Size, Data: b.Blob.Data},
+	}
+	v.progress.Total(b.Blob.Data)
+	g, ctx := errgroup.WithContext(ctx)
+	work := make(chan []chunkstore.Chunk)
+	g.Go(func() error {
+		defer close(work)
+		return v.walk(ctx, work)
+	})
+	for range max(2, runtime.GOMAXPROCS(0)) {
+		g.Go(func() error {
+			for chunks := range work {
+				if err := v.chunks(ctx, chunks); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	slices.SortFunc(v.rep.Damage, func(a, b VerifyDamage) int { return cmp.Compare(a.Off, b.Off) })
+	return &v.rep, nil
+}
+
+type verify struct {
+	repo     *chunkstore.Repository
+	blob     *chunkstore.Blob
+	progress Progress
+
+	mu  sync.Mutex // guards rep
+	rep VerifyReport
+}
+
+// walk hands out all chunks in batches. Where the tree is damaged it goes on with the next span.
+func (v *verify) walk(ctx context.Context, work chan<- []chunkstore.Chunk) error {
+	spanBytes := int64(v.repo.SpanBytes())
+	for at := int64(0); at < v.blob.Size(); {
+		err := v.walkFrom(ctx, at, work, &at)
+		if err == nil {
+			return nil
+		}
+		if !damaged(err) {
+			return err
+		}
+		// Which span it is that cannot be read shows by trying: whole subtrees may be gone.
+		span := at / spanBytes
+		next := min((span+1)*spanBytes, v.blob.Size())
+		if _, err := v.blob.SpanChunks(ctx, nil, span); err != nil {
+			if !damaged(err) {
+				return err
+			}
+			v.damage(chunkstore.Range{Off: at, Len: next - at}, err)
+		}
+		at = next
+	}
+	return nil
+}
+
+// walkFrom hands out the chunks from off on, and keeps in at how far it came.
+func (v *verify) walkFrom(ctx context.Context, off int64, work chan<- []chunkstore.Chunk, at *int64) error {
+	var batch []chunkstore.Chunk
+	fetch := 0
+	send := func() error {
+		if len(batch) > 0 {
+			select {
+			case work <- batch:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		batch, fetch = nil, 0
+		return nil
+	}
+	for c, err := range v.blob.Chunks(ctx, off, v.blob.Size()) {
+		if err != nil {
+			return errors.Join(err, send())
+		}
+		batch = append(batch, c)
+		*at = c.End()
+		if fetch += c.Len; fetch >= restoreBatch {
+			if err := send(); err != nil {
+				return err
+			}
+		}
+	}
+	return send()
+}
+
+// chunks reads a batch; when that fails, the rest of it one by one, to tell which it is.
+func (v *verify) chunks(ctx context.Context, chunks []chunkstore.Chunk) error {
+	done := make([]bool, len(chunks))
+	err := v.repo.ReadChunks(ctx, chunks, func(i int, data []byte) error {
+		done[i] = true
+		v.progress.Add(int64(len(data)))
+		if v.repo.ChunkID(data) != chunks[i].ID {
+			v.damage(chunkstore.Range{Off: chunks[i].Off, Len: int64(len(data))}, errors.New("content does not match its ID"))
+			return nil
+		}
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		v.rep.Read += int64(len(data))
+		return nil
+	})
+	if err == nil || !damaged(err) {
+		return err
+	}
+	if len(chunks) == 1 {
+		v.damage(chunkstore.Range{Off: chunks[0].Off, Len: int64(chunks[0].Len)}, err)
+		return nil
+	}
+	for i := range chunks {
+		if !done[i] {
+			if err := v.chunks(ctx, chunks[i:i+1]); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func damaged(err error) bool {
+	return errors.Is(err, chunkstore.ErrCorrupt) || errors.Is(err, chunkstore.ErrNotFound)
+}
+
+func (v *verify) damage(r chunkstore.Range, err error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.rep.Damage = append(v.rep.Damage, VerifyDamage{r, err.Error()})
+}
