@@ -97,22 +97,19 @@ func (r *Reader) lookup(ctx context.Context, kind treeKind, root uint64, id uint
 
 // entries calls each at the entries of a tree whose keys are at least from, until it returns false.
 func (r *Reader) entries(ctx context.Context, kind treeKind, root, from uint64, each func(leaf *frame) bool) error {
-	c, err := newCursor(ctx, r, kind, root)
-	if err != nil {
-		return fmt.Errorf("%s: %w", kind, err)
-	}
+	c := newCursor(r, kind, root)
 	defer c.close()
 	if err := c.seek(ctx, from); err != nil {
 		return fmt.Errorf("%s: %w", kind, err)
 	}
 	for !c.done {
-		if c.at != onEntry {
+		if !c.onEntry() {
 			if err := c.open(ctx); err != nil {
 				return fmt.Errorf("%s: %w", kind, err)
 			}
 			continue
 		}
-		if !each(&c.frames[0]) {
+		if !each(c.top()) {
 			return nil
 		}
 		c.next()

@@ -89,13 +89,8 @@ func (d *differ) run(from, to uint32) error {
 	if rootA == rootB && !d.unchanged {
 		return nil
 	}
-	if d.a, err = newCursor(d.ctx, d.r, blocksTree, rootA); err != nil {
-		return err
-	}
+	d.a, d.b = newCursor(d.r, blocksTree, rootA), newCursor(d.r, blocksTree, rootB)
 	defer d.a.close()
-	if d.b, err = newCursor(d.ctx, d.r, blocksTree, rootB); err != nil {
-		return err
-	}
 	defer d.b.close()
 	for !d.a.done || !d.b.done {
 		if err := d.step(); err != nil {
@@ -113,8 +108,8 @@ func (d *differ) step() error {
 		return d.alone(b, Added)
 	case b.done:
 		return d.alone(a, Removed)
-	case a.at == onEntry && b.at == onEntry:
-		return d.merge(&a.frames[0], &b.frames[0])
+	case a.onEntry() && b.onEntry():
+		return d.merge(a.top(), b.top())
 	case d.meet():
 		return d.skip()
 	}
@@ -125,30 +120,42 @@ func (d *differ) step() error {
 		return d.alone(a, Removed)
 	case lastB < firstA:
 		return d.alone(b, Added)
-	case a.at >= b.at: // they overlap: the larger has to show its parts
+	case b.onEntry() || !a.onEntry() && d.above(): // they overlap: the larger has to show its parts
 		return a.open(d.ctx)
 	default:
 		return b.open(d.ctx)
 	}
 }
 
+// above tells whether a stands at a higher level than b, or at the same. Levels count from the leaves: roots split, so
+// that the same subtree can be at different depths. Before a leaf was read the trees are taken for equally high; a wrong
+// guess costs a few more blocks, never the answer.
+func (d *differ) above() bool {
+	heightA, heightB := d.a.leafDepth, d.b.leafDepth
+	if heightA < 0 || heightB < 0 {
+		return d.a.depth <= d.b.depth
+	}
+	return heightA-d.a.depth >= heightB-d.b.depth
+}
+
 // meet tells whether both stand at one shared subtree, of which one may have been opened already.
 func (d *differ) meet() bool {
 	a, b := d.a, d.b
-	if a.at < b.at {
-		a, b = b, a
+	if a.onEntry() {
+		block, _, _ := b.subtree()
+		return a.back(block)
 	}
-	block, _, _ := a.subtree() // a.at is not onEntry: not both are
-	if a.at == b.at {
-		other, _, _ := b.subtree()
-		return block == other
+	blockA, _, _ := a.subtree()
+	if b.onEntry() {
+		return b.back(blockA)
 	}
-	return b.back(a.at, block)
+	blockB, _, _ := b.subtree()
+	return blockA == blockB || b.back(blockA) || a.back(blockB)
 }
 
 // skip steps over the shared subtree that both stand at.
 func (d *differ) skip() error {
-	level := d.a.at
+	depth := d.a.depth
 	d.b.next()
 	if !d.unchanged {
 		d.a.next()
@@ -158,7 +165,7 @@ func (d *differ) skip() error {
 		if err := d.alone(d.a, Unchanged); err != nil {
 			return err
 		}
-		if d.a.done || d.a.at >= level {
+		if d.a.done || d.a.depth <= depth {
 			return nil
 		}
 	}
@@ -166,10 +173,10 @@ func (d *differ) skip() error {
 
 // alone opens the subtree that c stands at, or works off the rest of its leaf up to where the other side stands.
 func (d *differ) alone(c *cursor, kind ChangeKind) error {
-	if c.at != onEntry {
+	if !c.onEntry() {
 		return c.open(d.ctx)
 	}
-	f := &c.frames[0]
+	f := c.top()
 	if err := d.emit(kind, f.key(f.i), f.value(f.i)>>timeBits, f.value(f.i)>>timeBits); err != nil {
 		return err
 	}

@@ -23,7 +23,8 @@ type RunOptions struct {
 }
 
 // Runs yields the mapped runs of a device in the order of thin blocks, as long as they can be. Whole blocks are mapped:
-// the last may reach beyond the device's size, which the metadata does not know. An error is the last it yields.
+// the last may reach beyond the device's size, which the metadata does not know. An error is the last it yields; behind
+// the last run, it may be that the runs are not as many blocks as the pool counts.
 func (r *Reader) Runs(ctx context.Context, id uint32) iter.Seq2[Run, error] {
 	return r.RunsOf(ctx, id, RunOptions{})
 }
@@ -65,16 +66,14 @@ func (r *Reader) runs(ctx context.Context, id uint32, opts RunOptions, each func
 	if err != nil {
 		return err
 	}
-	c, err := newCursor(ctx, r, blocksTree, root)
-	if err != nil {
-		return err
-	}
+	c := newCursor(r, blocksTree, root)
 	defer c.close()
 	if err := c.seek(ctx, opts.Start); err != nil {
 		return err
 	}
+	var mapped uint64
 	for !c.done {
-		if c.at != onEntry {
+		if !c.onEntry() {
 			if _, first, _ := c.subtree(); opts.End > 0 && first >= opts.End {
 				return nil
 			}
@@ -83,7 +82,7 @@ func (r *Reader) runs(ctx context.Context, id uint32, opts RunOptions, each func
 			}
 			continue
 		}
-		f := &c.frames[0]
+		f := c.top()
 		run := f.run(opts)
 		if run.Len == 0 {
 			return nil
@@ -91,9 +90,25 @@ func (r *Reader) runs(ctx context.Context, id uint32, opts RunOptions, each func
 		if !each(run) {
 			return errStop
 		}
+		mapped += run.Len
 		c.next()
 	}
-	return nil
+	if opts.Start > 0 || opts.End > 0 {
+		return nil
+	}
+	return r.checkMapped(ctx, id, root, mapped)
+}
+
+// checkMapped compares a whole walk with the pool's own count, so that no mapping is missed silently.
+func (r *Reader) checkMapped(ctx context.Context, id uint32, root, mapped uint64) error {
+	dev, err := r.Device(ctx, id)
+	if errors.Is(err, ErrNoDevice) {
+		return damagef(r.sb.DetailsRoot, "device %d has a mapping tree and no details", id)
+	}
+	if err == nil && dev.MappedBlocks != mapped {
+		return damagef(root, "the mapping tree holds %d blocks, the details count %d", mapped, dev.MappedBlocks)
+	}
+	return err
 }
 
 // run takes the run that begins at the frame's entry and leaves the frame at its last one. Its length is 0 at the end.

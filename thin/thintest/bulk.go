@@ -69,10 +69,10 @@ func (b *bulk) flush(level, entries int) error {
 func (b *bulk) finish() (root uint64, err error) {
 	for level := 0; ; level++ {
 		rest := len(b.levels[level].keys)
-		if level+1 == len(b.levels) && rest <= b.p.most() {
+		if level+1 == len(b.levels) && rest <= b.p.most {
 			return b.p.put(b.levels[level])
 		}
-		if rest > b.p.most() {
+		if rest > b.p.most {
 			if err := b.flush(level, rest/2); err != nil {
 				return 0, err
 			}

@@ -15,7 +15,7 @@ const (
 	magic          = 27022010
 
 	nodeHeader  = 32
-	pairEntries = 252 // entries of a node with values of 8 bytes: (4096-32)/16, down to a multiple of 3
+	pairEntries = 252 // most entries of a node with values of 8 bytes: (4096-32)/16, down to a multiple of 3
 	detailsSize = 24
 	detailsMax  = 126
 )
@@ -31,26 +31,27 @@ func seal(block []byte, salt uint32) { binary.LittleEndian.PutUint32(block, chec
 // node is a B-tree node with values of 8 bytes.
 type node struct {
 	leaf bool
+	most int // max_entries, a multiple of 3
 	keys []uint64
 	vals []uint64 // children's blocks, or values
 }
 
 func (n *node) encode(b []byte, nr uint64) {
-	nodeHead(b, nr, n.leaf, len(n.keys), pairEntries, 8)
+	nodeHead(b, nr, n.leaf, len(n.keys), n.most, 8)
 	le := binary.LittleEndian
 	for i, k := range n.keys {
 		le.PutUint64(b[nodeHeader+8*i:], k)
-		le.PutUint64(b[nodeHeader+8*pairEntries+8*i:], n.vals[i])
+		le.PutUint64(b[nodeHeader+8*n.most+8*i:], n.vals[i])
 	}
 	seal(b, nodeSalt)
 }
 
 func decodeNode(b []byte) *node {
 	le := binary.LittleEndian
-	n := &node{leaf: le.Uint32(b[4:]) == 2}
+	n := &node{leaf: le.Uint32(b[4:]) == 2, most: int(le.Uint32(b[20:]))}
 	for i := range int(le.Uint32(b[16:])) {
 		n.keys = append(n.keys, le.Uint64(b[nodeHeader+8*i:]))
-		n.vals = append(n.vals, le.Uint64(b[nodeHeader+8*pairEntries+8*i:]))
+		n.vals = append(n.vals, le.Uint64(b[nodeHeader+8*n.most+8*i:]))
 	}
 	return n
 }

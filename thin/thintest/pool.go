@@ -18,8 +18,9 @@ type Storage interface {
 type Config struct {
 	DataBlocks   uint64 // size of the data device in pool blocks
 	BlockSectors uint32 // of 512 bytes, default 128
-	// Fill is the number of entries that AddDevice puts into a node, 2 to 252. The default is 168: since Linux 5.14 two full
+	// Fill is the number of entries that AddDevice puts into a node, 3 to 252. The default is 168: since Linux 5.14 two full
 	// neighbours are split into three nodes, so that ascending writes leave nodes two thirds full. Older kernels left 126.
+	// With less than 126, nodes have room for no more than Fill (down to a multiple of 3): deep trees of few mappings.
 	Fill int
 }
 
@@ -43,6 +44,7 @@ type device struct {
 type Pool struct {
 	s       Storage
 	cfg     Config
+	most    int    // entries at which nodes split
 	next    uint64 // first metadata block never used
 	time    uint32
 	trans   uint64
@@ -60,8 +62,13 @@ func New(s Storage, cfg Config) *Pool {
 	if cfg.Fill == 0 {
 		cfg.Fill = 168
 	}
-	cfg.Fill = min(max(cfg.Fill, 2), pairEntries)
-	return &Pool{s: s, cfg: cfg, next: 1, devices: map[uint32]*device{}, fresh: map[uint64]bool{}}
+	cfg.Fill = min(max(cfg.Fill, 3), pairEntries)
+	most := pairEntries
+	if cfg.Fill < pairEntries/2 {
+		cfg.Fill -= cfg.Fill % 3
+		most = cfg.Fill
+	}
+	return &Pool{s: s, cfg: cfg, most: most, next: 1, devices: map[uint32]*device{}, fresh: map[uint64]bool{}}
 }
 
 // Time is the pool's time; it advances with each snapshot.

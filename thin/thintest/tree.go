@@ -10,6 +10,7 @@ func (p *Pool) put(n *node) (uint64, error) {
 	nr := p.next
 	p.next++
 	p.fresh[nr] = true
+	n.most = p.most
 	n.encode(p.buf[:], nr)
 	return nr, p.write(nr)
 }
@@ -73,7 +74,7 @@ func (p *Pool) insertAt(nr, key, value uint64) (uint64, *sibling, bool, error) {
 		}
 	}
 	var right *sibling
-	if len(n.keys) > p.most() {
+	if len(n.keys) > p.most {
 		half := len(n.keys) / 2
 		upper := &node{leaf: n.leaf, keys: n.keys[half:], vals: n.vals[half:]}
 		block, err := p.put(upper)
@@ -85,14 +86,6 @@ func (p *Pool) insertAt(nr, key, value uint64) (uint64, *sibling, bool, error) {
 	}
 	nr, err = p.update(nr, n)
 	return nr, right, added, err
-}
-
-// most is the number of entries at which nodes split. Pools of small Fill get trees of many levels from few entries.
-func (p *Pool) most() int {
-	if p.cfg.Fill < pairEntries/2 {
-		return p.cfg.Fill
-	}
-	return pairEntries
 }
 
 // remove returns the tree's new root, and whether the key was there.
