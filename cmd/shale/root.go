@@ -17,8 +17,10 @@ type app struct {
 	stdout io.Writer
 	stderr io.Writer
 
-	json  bool // --json
-	quiet bool // --quiet
+	json     bool   // --json
+	quiet    bool   // --quiet
+	cacheDir string // --cache-dir
+	parallel int    // --parallel
 }
 
 // run executes one command line and returns the exit code.
@@ -45,11 +47,13 @@ func newRootCommand(a *app) *cobra.Command {
 	}
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "print the answer, or the failure, as JSON")
 	root.PersistentFlags().BoolVar(&a.quiet, "quiet", false, "no progress and no notes on stderr")
+	root.PersistentFlags().StringVar(&a.cacheDir, "cache-dir", "", "where copies of repositories' indexes are kept (default: $"+cacheEnv+", else /var/cache/shale for root, else ~/.cache/shale)")
+	root.PersistentFlags().IntVar(&a.parallel, "parallel", 0, "how many spans are worked on, and objects read, at once (default: the number of CPUs)")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return &usageError{err: err, command: cmd.CommandPath()}
 	})
 	asGroup(root)
-	root.AddCommand(newThinCommand(a))
+	root.AddCommand(newRepoCommand(a), newBackupCommand(a), newThinCommand(a), newResumeCommand())
 	return root
 }
 

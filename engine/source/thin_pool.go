@@ -10,6 +10,9 @@ import (
 	"github.com/shalebackup/shale/thin"
 )
 
+// MaxThinDevice is the largest device ID of a thin pool.
+const MaxThinDevice = thin.MaxDeviceID
+
 // ThinPoolOptions name a thin device of a pool that no kernel has open, or of a captured copy of one.
 type ThinPoolOptions struct {
 	Metadata         string  // the pool's metadata: image or block device

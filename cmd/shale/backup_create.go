@@ -1,0 +1,190 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/shalebackup/shale/chunkstore"
+	"github.com/shalebackup/shale/engine"
+	"github.com/shalebackup/shale/engine/source"
+)
+
+type createOptions struct {
+	dest, volume, base, baseImage string
+	compression                   string
+	full                          bool
+	labels                        []string
+	thinMetadata, thinData        string
+	thinID, thinBase              int64
+	metadataSnap, allowNeedsCheck bool
+	size                          int64
+}
+
+func newBackupCreateCommand(a *app) *cobra.Command {
+	var o createOptions
+	cmd := &cobra.Command{
+		Use:   "create [SOURCE] --dest URL --volume NAME",
+		Short: "Back up a volume",
+		Long: `Back up a volume, and print the backup's URL on the last line.
+
+SOURCE is an image or a block device. Holes are neither read nor stored. On XFS and btrfs an image is compared with the
+image of the earlier backup (--base-image, if it was moved) by the places of their bytes: make each day's image a
+reflinked copy (cp --reflink), and only what changed is read.
+
+A device of a thin pool that is not active, or of a captured copy, is given by its metadata and data instead of SOURCE:
+--thin-metadata, --thin-data and --thin-id. --thin-base is the device, a snapshot nobody wrote to, that an earlier backup
+of the volume was made from: then only what changed between the two is read.
+
+Without --base the newest earlier backup serves that can be compared with. When there is none, everything is read, and it is said
+why; what the repository has is not stored again.`,
+		Example: `  shale backup create /srv/images/db.raw --dest /srv/backups --volume db
+  shale backup create --thin-metadata meta.img --thin-data data.img --thin-id 3 --thin-base 2 --volume db --dest /srv/backups`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error { return a.backupCreate(cmd, args, o) },
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.dest, "dest", "", "the repository's URL (required)")
+	f.StringVar(&o.volume, "volume", "", "the volume's name in the repository (required)")
+	f.StringVar(&o.base, "base", "", "URL or ID of the backup to compare with (default: the newest that serves)")
+	f.BoolVar(&o.full, "full", false, "compare with no earlier backup")
+	f.StringVar(&o.baseImage, "base-image", "", "where the earlier backup's image lies now")
+	f.StringVar(&o.compression, "compression", "", "none, s2, zstd:1 to zstd:4 (default: the repository's)")
+	f.StringArrayVar(&o.labels, "label", nil, "KEY=VALUE to keep in the backup record; may be repeated")
+	f.StringVar(&o.thinMetadata, "thin-metadata", "", "a thin pool's metadata: image or device")
+	f.StringVar(&o.thinData, "thin-data", "", "the pool's data: image or device")
+	f.Int64Var(&o.thinID, "thin-id", -1, "ID of the thin device to back up")
+	f.Int64Var(&o.thinBase, "thin-base", -1, "ID of the thin device to compare with")
+	f.Int64Var(&o.size, "size", 0, "the thin device's size in bytes (default: to its last mapped block)")
+	f.BoolVar(&o.metadataSnap, "metadata-snap", false, "read the thin metadata at its held root")
+	f.BoolVar(&o.allowNeedsCheck, "allow-needs-check", false, "read thin metadata that is marked needs_check")
+	return cmd
+}
+
+func (a *app) backupCreate(cmd *cobra.Command, args []string, o createOptions) (err error) {
+	ctx := cmd.Context()
+	if o.dest == "" || o.volume == "" {
+		return usagef(cmd, "--dest and --volume are required")
+	}
+	labels, err := parseLabels(cmd, o.labels)
+	if err != nil {
+		return err
+	}
+	opener, err := o.source(cmd, args)
+	if err != nil {
+		return err
+	}
+	base, err := o.baseID(cmd)
+	if err != nil {
+		return err
+	}
+	r, l, err := a.openRepository(ctx, o.dest)
+	if err != nil {
+		return err
+	}
+	defer closeInto(&err, r)
+	bar := a.newProgress("backup")
+	res, err := engine.Backup(ctx, r, opener, engine.BackupOptions{
+		Volume: o.volume, Base: base, Full: o.full, Labels: labels,
+		Compression: chunkstore.Compression(o.compression), Workers: a.parallel, Progress: bar,
+	})
+	bar.done()
+	if err != nil {
+		if errors.Is(err, ctx.Err()) && ctx.Err() != nil {
+			a.note("interrupted: there is no new backup; what was stored is kept, and not stored again next time")
+		}
+		return err
+	}
+	return a.printCreated(l.Of(res.Backup), res)
+}
+
+func (a *app) printCreated(l engine.Location, res *engine.BackupResult) error {
+	if a.json {
+		return a.printJSON(struct {
+			URL    string                 `json:"url"`
+			Reason string                 `json:"reason,omitempty"` // why everything was read
+			Backup *chunkstore.Backup     `json:"backup"`
+			Writer chunkstore.WriterStats `json:"writer"`
+		}{l.String(), res.Reason, res.Backup, res.Writer})
+	}
+	c := res.Backup.Counts
+	if res.Parent == "" {
+		a.note("everything was read: %s", res.Reason)
+	} else {
+		a.note("compared with backup %s", res.Parent)
+	}
+	if res.Writer.Adopted > 0 {
+		a.note("took over %d packs that an interrupted backup had stored", res.Writer.Adopted)
+	}
+	a.note("%s of %s in use; read %s, new %s, stored %s, in %.1f s", size(res.Backup.Blob.Data), size(res.Backup.Blob.Size),
+		size(c.Read), size(c.New), size(res.Writer.Stored), c.Seconds)
+	_, err := fmt.Fprintln(a.stdout, l)
+	return err
+}
+
+// source is what the flags and arguments name.
+func (o *createOptions) source(cmd *cobra.Command, args []string) (source.Opener, error) {
+	thin := o.thinMetadata != "" || o.thinData != "" || o.thinID >= 0 || o.thinBase >= 0
+	switch {
+	case thin && len(args) > 0:
+		return nil, usagef(cmd, "SOURCE and --thin-... exclude each other")
+	case thin && (o.thinMetadata == "" || o.thinData == "" || o.thinID < 0):
+		return nil, usagef(cmd, "a thin device takes --thin-metadata, --thin-data and --thin-id")
+	case !thin && len(args) == 0:
+		return nil, usagef(cmd, "expects SOURCE, an image or a block device, or --thin-metadata, --thin-data and --thin-id")
+	case !thin:
+		return source.Image(args[0], source.ImageOptions{BaseImage: o.baseImage}), nil
+	}
+	for _, id := range []int64{o.thinID, o.thinBase} {
+		if id > source.MaxThinDevice {
+			return nil, usagef(cmd, "thin device ID %d: IDs have 24 bits", id)
+		}
+	}
+	t := source.ThinPoolOptions{
+		Metadata: o.thinMetadata, Data: o.thinData, Device: uint32(o.thinID), Size: o.size,
+		MetadataSnapshot: o.metadataSnap, AllowNeedsCheck: o.allowNeedsCheck,
+	}
+	if o.thinBase >= 0 {
+		base := uint32(o.thinBase)
+		t.Base = &base
+	}
+	return source.ThinPool(t), nil
+}
+
+// baseID takes the backup's ID from --base.
+func (o *createOptions) baseID(cmd *cobra.Command) (string, error) {
+	if o.base == "" {
+		return "", nil
+	}
+	if o.full {
+		return "", usagef(cmd, "--base and --full exclude each other")
+	}
+	if !strings.Contains(o.base, "?") {
+		return o.base, nil
+	}
+	l, err := engine.ParseLocation(o.base)
+	if err != nil {
+		return "", err
+	}
+	if l.Volume != o.volume {
+		return "", usagef(cmd, "--base is a backup of volume %s, not %s", l.Volume, o.volume)
+	}
+	return l.Backup, nil
+}
+
+func parseLabels(cmd *cobra.Command, labels []string) (map[string]string, error) {
+	if len(labels) == 0 {
+		return nil, nil
+	}
+	m := map[string]string{}
+	for _, s := range labels {
+		k, v, ok := strings.Cut(s, "=")
+		if !ok || k == "" {
+			return nil, usagef(cmd, "--label %q: KEY=VALUE is expected", s)
+		}
+		m[k] = v
+	}
+	return m, nil
+}

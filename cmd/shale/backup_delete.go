@@ -1,0 +1,41 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/shalebackup/shale/engine"
+)
+
+func newBackupDeleteCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "delete BACKUP-URL",
+		Short: "Delete a backup",
+		Long: `Delete a backup: its record is removed and it can no longer be restored. Other backups lose nothing.
+The space of chunks that no backup needs any more is not given back by this command.`,
+		Args: exactArgs("BACKUP-URL"),
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			l, err := engine.ParseLocation(args[0])
+			if err != nil {
+				return err
+			}
+			if l.Backup == "" {
+				return usagef(cmd, "%s names a repository, not a backup", args[0])
+			}
+			r, l, err := a.openRepository(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			defer closeInto(&err, r)
+			if err := r.DeleteBackup(cmd.Context(), l.Volume, l.Backup); err != nil {
+				return err
+			}
+			if a.json {
+				return a.printJSON(map[string]string{"deleted": l.String()})
+			}
+			_, err = fmt.Fprintln(a.stdout, l)
+			return err
+		},
+	}
+}

@@ -1,0 +1,51 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/shalebackup/shale/chunkstore"
+	"github.com/shalebackup/shale/engine"
+)
+
+func newRepoInitCommand(a *app) *cobra.Command {
+	var compression string
+	var packMiB int
+	cmd := &cobra.Command{
+		Use:   "init URL",
+		Short: "Make a repository",
+		Long: `Make a repository. Its folder is made if need be.
+
+--compression is what backups use unless they say otherwise; what is stored stays as it is.`,
+		Example: `  shale repo init /srv/backups
+  shale repo init vfs:///srv/backups --compression s2`,
+		Args: exactArgs("URL"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			l, err := engine.ParseLocation(args[0])
+			if err == nil && l.Backup != "" {
+				err = fmt.Errorf("%w: %s names a backup", engine.ErrURL, args[0])
+			}
+			if err != nil {
+				return err
+			}
+			cfg, err := engine.InitRepository(cmd.Context(), l, chunkstore.InitOptions{
+				Compression: chunkstore.Compression(compression), PackBytes: packMiB << 20,
+			})
+			if err != nil {
+				return err
+			}
+			if a.json {
+				return a.printJSON(struct {
+					URL string `json:"url"`
+					ID  string `json:"id"`
+				}{l.String(), cfg.ID})
+			}
+			_, err = fmt.Fprintf(a.stdout, "%s\n", l)
+			return err
+		},
+	}
+	cmd.Flags().StringVar(&compression, "compression", string(chunkstore.DefaultCompression), "none, s2 (fast), zstd:1 to zstd:4 (smallest)")
+	cmd.Flags().IntVar(&packMiB, "pack-size", 16, "MiB; packs are closed at this size, 1 to 256")
+	return cmd
+}

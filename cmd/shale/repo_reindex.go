@@ -1,0 +1,49 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/shalebackup/shale/engine"
+)
+
+func newRepoReindexCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "reindex URL",
+		Short: "Make the index anew from the packs alone",
+		Long: `Make the index anew from the packs alone, whatever state it is in. Backups may run meanwhile.
+Exit code 3: some packs could not be read; what they hold is not in the index.`,
+		Args: exactArgs("URL"),
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			l, err := engine.ParseLocation(args[0])
+			if err != nil {
+				return err
+			}
+			o, err := a.repositoryOptions()
+			if err != nil {
+				return err
+			}
+			bar := a.newProgress("packs")
+			bar.unit = unitNumber
+			r, rep, err := engine.ReindexRepository(cmd.Context(), l, o, func(done, total int) { bar.set(int64(done), int64(total)) })
+			bar.done()
+			if err != nil {
+				return err
+			}
+			defer closeInto(&err, r)
+			if a.json {
+				err = a.printJSON(rep)
+			} else {
+				for _, d := range rep.Damage {
+					fmt.Fprintf(a.stdout, "damaged: %s at byte %d: %s\n", d.Object, d.Off, d.Error)
+				}
+				_, err = fmt.Fprintf(a.stdout, "%d packs, %d chunks, %d segments written, %d removed\n", rep.Packs, rep.Chunks, rep.Segments, rep.Removed)
+			}
+			if err == nil && len(rep.Damage) > 0 {
+				err = fmt.Errorf("%w in %d packs", errDamage, len(rep.Damage))
+			}
+			return err
+		},
+	}
+}

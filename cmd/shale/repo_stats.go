@@ -1,0 +1,41 @@
+package main
+
+import (
+	"fmt"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+)
+
+func newRepoStatsCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:     "stats URL",
+		Short:   "Count what a repository holds",
+		Example: `  shale repo stats /srv/backups --json`,
+		Args:    exactArgs("URL"),
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			r, _, err := a.openRepository(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			defer closeInto(&err, r)
+			s, err := r.Stats(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if a.json {
+				return a.printJSON(s)
+			}
+			w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
+			fmt.Fprintf(w, "repository\t%s\nid\t%s\nformat\t%d, %s\n", s.Location, s.ID, s.Version, s.Compression)
+			fmt.Fprintf(w, "backups\t%d of %d volumes\n", s.Backups, s.Volumes)
+			fmt.Fprintf(w, "stored\t%s\n", size(s.Stored))
+			fmt.Fprintf(w, "data packs\t%d, %s\n", s.DataPacks.Objects, size(s.DataPacks.Bytes))
+			fmt.Fprintf(w, "tree packs\t%d, %s\n", s.TreePacks.Objects, size(s.TreePacks.Bytes))
+			fmt.Fprintf(w, "index\t%d segments, %s; %s mapped here\n", s.Index.Objects, size(s.Index.Bytes), size(s.IndexMemory))
+			fmt.Fprintf(w, "chunks\t%d, %s plain\n", s.Chunks, size(s.Plain))
+			fmt.Fprintf(w, "tree nodes\t%d\n", s.Nodes)
+			return w.Flush()
+		},
+	}
+}

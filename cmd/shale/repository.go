@@ -1,0 +1,85 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"github.com/shalebackup/shale/chunkstore"
+	"github.com/shalebackup/shale/engine"
+)
+
+const cacheEnv = "SHALE_CACHE_DIR"
+
+// repositoryOptions says how this process uses a repository.
+func (a *app) repositoryOptions() (chunkstore.Options, error) {
+	dir := a.cacheDir
+	if dir == "" {
+		dir = os.Getenv(cacheEnv)
+	}
+	if dir == "" && os.Getuid() == 0 {
+		dir = "/var/cache/shale"
+	}
+	if dir == "" {
+		user, err := os.UserCacheDir()
+		if err != nil {
+			return chunkstore.Options{}, fmt.Errorf("cache folder: %w; --cache-dir names one", err)
+		}
+		dir = filepath.Join(user, "shale")
+	}
+	return chunkstore.Options{CacheDir: dir, Parallel: a.parallel}, nil
+}
+
+// openRepository opens the repository of a URL that may name a backup in it.
+func (a *app) openRepository(ctx context.Context, url string) (*chunkstore.Repository, engine.Location, error) {
+	l, err := engine.ParseLocation(url)
+	if err != nil {
+		return nil, l, err
+	}
+	o, err := a.repositoryOptions()
+	if err != nil {
+		return nil, l, err
+	}
+	r, err := engine.OpenRepository(ctx, l, o)
+	if errors.Is(err, chunkstore.ErrNoRepository) {
+		err = fmt.Errorf("%w; 'shale repo init %s' makes one", err, l.Path)
+	}
+	return r, l, err
+}
+
+// openBackup opens a backup by its URL.
+func (a *app) openBackup(ctx context.Context, url string) (*chunkstore.Repository, engine.Location, *chunkstore.Backup, error) {
+	l, err := engine.ParseLocation(url)
+	if err == nil && l.Backup == "" {
+		err = fmt.Errorf("%w: %s names a repository, not a backup: add ?backup=ID&volume=NAME", engine.ErrURL, url)
+	}
+	if err != nil {
+		return nil, l, nil, err
+	}
+	r, l, err := a.openRepository(ctx, url)
+	if err != nil {
+		return nil, l, nil, err
+	}
+	b, err := r.Backup(ctx, l.Volume, l.Backup)
+	if err != nil {
+		return nil, l, nil, errors.Join(err, r.Close())
+	}
+	return r, l, b, nil
+}
+
+func newRepoCommand(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "repo",
+		Short: "Make, check and describe repositories",
+		Long: `Make, check and describe repositories.
+
+A repository is named by a path or a URL: /backups, vfs:///backups.`,
+	}
+	asGroup(cmd)
+	cmd.AddCommand(newRepoInitCommand(a), newRepoStatsCommand(a), newRepoCheckCommand(a), newRepoReindexCommand(a))
+	return cmd
+}

@@ -1,0 +1,121 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/shalebackup/shale/chunkstore"
+	"github.com/shalebackup/shale/chunkstore/backend"
+	"github.com/shalebackup/shale/chunkstore/backend/file"
+)
+
+// ErrURL: a URL that names no repository or no backup.
+var ErrURL = errors.New("invalid URL")
+
+// Location is a parsed URL: of a repository, or of a backup in one.
+//
+//	/path, vfs:///path             a directory, local or on NFS
+//	REPOSITORY?backup=ID&volume=V  a backup; the order of the two does not matter
+type Location struct {
+	Path   string // absolute
+	Volume string // empty: the repository itself
+	Backup string
+}
+
+// ParseLocation reads a URL. A relative path is taken from the working directory. The escaped forms of '&' that Convoy prints are
+// understood.
+func ParseLocation(s string) (Location, error) {
+	repo, query := s, ""
+	if i := strings.LastIndexByte(s, '?'); i >= 0 {
+		repo, query = s[:i], s[i+1:]
+	}
+	l, err := parseRepository(repo)
+	if err != nil || query == "" {
+		return l, err
+	}
+	for _, escaped := range []string{`\u0026`, "u0026"} {
+		query = strings.Replace(query, escaped, "&", 1)
+	}
+	values, err := url.ParseQuery(query)
+	if err != nil {
+		return l, fmt.Errorf("%w: %s: %v", ErrURL, s, err)
+	}
+	l.Volume, l.Backup = values.Get("volume"), values.Get("backup")
+	if len(values) != 2 || l.Volume == "" || l.Backup == "" {
+		return l, fmt.Errorf("%w: %s: a backup is named by ?backup=ID&volume=NAME", ErrURL, s)
+	}
+	return l, nil
+}
+
+func parseRepository(s string) (l Location, err error) {
+	path := s
+	if scheme, rest, ok := strings.Cut(s, "://"); ok {
+		if scheme != "vfs" {
+			return l, fmt.Errorf("%w: %s: scheme %q is not known; vfs:// and plain paths are", ErrURL, s, scheme)
+		}
+		if !strings.HasPrefix(rest, "/") {
+			return l, fmt.Errorf("%w: %s: a vfs URL has three slashes and an absolute path", ErrURL, s)
+		}
+		path = rest
+	}
+	if path == "" {
+		return l, fmt.Errorf("%w: it is empty", ErrURL)
+	}
+	l.Path, err = filepath.Abs(path)
+	return l, err
+}
+
+// String is the URL of what l names.
+func (l Location) String() string {
+	s := "vfs://" + l.Path
+	if l.Backup != "" {
+		s += "?backup=" + url.QueryEscape(l.Backup) + "&volume=" + url.QueryEscape(l.Volume)
+	}
+	return s
+}
+
+// Of names a backup in l's repository.
+func (l Location) Of(b *chunkstore.Backup) Location {
+	l.Volume, l.Backup = b.Volume, b.ID
+	return l
+}
+
+// InitRepository makes a repository at l. Its folder is made if need be.
+func InitRepository(ctx context.Context, l Location, o chunkstore.InitOptions) (chunkstore.Config, error) {
+	be, err := file.Create(l.Path)
+	if err != nil {
+		return chunkstore.Config{}, err
+	}
+	return chunkstore.Init(ctx, be, o)
+}
+
+// OpenRepository opens the repository at l.
+func OpenRepository(ctx context.Context, l Location, o chunkstore.Options) (*chunkstore.Repository, error) {
+	be, err := openBackend(l)
+	if err != nil {
+		return nil, err
+	}
+	return chunkstore.Open(ctx, be, o)
+}
+
+// ReindexRepository makes the index of the repository at l anew and opens it.
+func ReindexRepository(ctx context.Context, l Location, o chunkstore.Options, progress func(done, total int)) (*chunkstore.Repository, *chunkstore.ReindexReport, error) {
+	be, err := openBackend(l)
+	if err != nil {
+		return nil, nil, err
+	}
+	return chunkstore.Reindex(ctx, be, o, progress)
+}
+
+func openBackend(l Location) (backend.Backend, error) {
+	be, err := file.Open(l.Path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("%s: %w", l.Path, chunkstore.ErrNoRepository)
+	}
+	return be, err
+}
