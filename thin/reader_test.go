@@ -221,7 +221,7 @@ func TestWalkAllocates(t *testing.T) {
 	} {
 		walk() // fills the pool of buffers
 		if n := testing.AllocsPerRun(3, walk); n > 60 {
-			t.Errorf("%s: %.0f allocations for 1191 leaves", name, n)
+			t.Errorf("%s: %.0f allocations for 807 leaves", name, n)
 		}
 	}
 }

@@ -50,7 +50,7 @@ func parse(args []string) (options, error) {
 	f := flag.NewFlagSet("metadiff", flag.ExitOnError)
 	mappings := f.String("mappings", "1048576,4194304,16777216", "mapped blocks of each of the two devices; a row for each number")
 	f.IntVar(&o.changed, "changed", 2000, "blocks that differ")
-	f.IntVar(&o.fill, "fill", 168, "entries of a B-tree node: 168 as Linux since 5.14 leaves them, 126 before, 252 when full")
+	f.IntVar(&o.fill, "fill", 248, "entries of a B-tree node: 248 as Linux 6.1 leaves them after ascending writes, 126 as thin_restore does")
 	f.Uint64Var(&o.seed, "seed", 1, "of the layout and the choice of changed blocks")
 	f.IntVar(&o.repeat, "repeat", 3, "runs of each program; the least CPU time counts")
 	f.StringVar(&o.dir, "dir", "", "where the metadata is written (33 bytes a mapping), default a temporary folder")

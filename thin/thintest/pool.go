@@ -18,8 +18,8 @@ type Storage interface {
 type Config struct {
 	DataBlocks   uint64 // size of the data device in pool blocks
 	BlockSectors uint32 // of 512 bytes, default 128
-	// Fill is the number of entries that AddDevice puts into a node, 3 to 252. The default is 168: since Linux 5.14 two full
-	// neighbours are split into three nodes, so that ascending writes leave nodes two thirds full. Older kernels left 126.
+	// Fill is the number of entries that AddDevice puts into a node, 3 to 252. The default is 248: what the ascending writes
+	// of a volume that is filled for the first time leave on Linux 6.1. thin_restore and kernels before 5.14 leave 126.
 	// With less than 126, nodes have room for no more than Fill (down to a multiple of 3): deep trees of few mappings.
 	Fill int
 }
@@ -60,7 +60,7 @@ func New(s Storage, cfg Config) *Pool {
 		cfg.BlockSectors = 128
 	}
 	if cfg.Fill == 0 {
-		cfg.Fill = 168
+		cfg.Fill = 248
 	}
 	cfg.Fill = min(max(cfg.Fill, 3), pairEntries)
 	most := pairEntries
