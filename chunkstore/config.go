@@ -106,8 +106,8 @@ func (c *Config) validate() error {
 	if c.Hash != hashBLAKE3 {
 		return fmt.Errorf("%w: hash %q", ErrUnsupported, c.Hash)
 	}
-	if _, err := newEncoder(c.Compression, 1); err != nil {
-		return err
+	if _, err := newEncoder(c.Compression, 1); err != nil { // a later shale may have more
+		return fmt.Errorf("%w: %w", ErrUnsupported, err)
 	}
 	var s secret
 	switch {
