@@ -72,6 +72,11 @@ func Backup(ctx context.Context, repo *chunkstore.Repository, opener source.Open
 	if err := w.Flush(ctx); err != nil {
 		return nil, err
 	}
+	if s, ok := src.(rechecker); ok {
+		if err := s.Recheck(); err != nil {
+			return nil, err
+		}
+	}
 	rec.Source = src.State()
 	rec.Counts = counts(src.Stats(), w.Stats(), start)
 	if err := w.PutBackup(ctx, rec); err != nil {
@@ -81,6 +86,9 @@ func Backup(ctx context.Context, repo *chunkstore.Repository, opener source.Open
 	_ = repo.CompactIndex(ctx)
 	return &BackupResult{Backup: rec, Parent: rec.Parent, Reason: base.Reason, Writer: w.Stats()}, nil
 }
+
+// rechecker is a source that can tell whether all that it answered still holds. It is asked before the record is written.
+type rechecker interface{ Recheck() error }
 
 func counts(s source.Stats, w chunkstore.WriterStats, start time.Time) chunkstore.Counts {
 	return chunkstore.Counts{

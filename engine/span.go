@@ -22,14 +22,14 @@ type spanCut struct {
 	old     []chunkstore.Chunk // of the base, Off from the beginning of the volume
 	changed []source.Extent
 	chunks  []chunkstore.Chunk // the result
-	ready   int                // data[:ready] is valid from the last start of cutting on
+	ready   int                // data[:ready] is valid, from the last start of cutting on
 }
 
 // span cuts, stores and sets one span.
 func (c *spanCut) span(ctx context.Context, w spanWork) (err error) {
 	c.off = w.span * c.p.spanBytes
 	c.data = c.buf[:min(c.p.spanBytes, c.p.src.Size()-c.off)]
-	c.changed, c.chunks, c.old = w.extents, c.chunks[:0], c.old[:0]
+	c.changed, c.chunks, c.old, c.ready = w.extents, c.chunks[:0], c.old[:0], 0
 	if c.p.base != nil && c.off < c.p.base.Size() {
 		if c.old, err = c.p.base.SpanChunks(ctx, c.old, w.span); err != nil {
 			return fmt.Errorf("base of span %d: %w", w.span, err)
@@ -94,7 +94,7 @@ func (c *spanCut) keep(from, to int) {
 
 // cut stores new chunks from pos on, for change i and those it runs into, and returns the border where it stopped.
 func (c *spanCut) cut(ctx context.Context, pos, i int) (int, error) {
-	c.ready = pos
+	c.ready = max(c.ready, pos) // the cut before this may have looked further than it came
 	load := func(n int) error { return c.load(ctx, n) }
 	for pos < len(c.data) {
 		end, hole, err := c.p.cutter.Next(c.data, pos, load)

@@ -55,7 +55,7 @@ func Verify(ctx context.Context, repo *chunkstore.Repository, b *chunkstore.Back
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
-	slices.SortFunc(v.rep.Damage, func(a, b VerifyDamage) int { return cmp.Compare(a.Off, b.Off) })
+	v.rep.Damage = joined(v.rep.Damage)
 	return &v.rep, nil
 }
 
@@ -82,11 +82,17 @@ func (v *verify) walk(ctx context.Context, work chan<- []chunkstore.Chunk) error
 		// Which span it is that cannot be read shows by trying: whole subtrees may be gone.
 		span := at / spanBytes
 		next := min((span+1)*spanBytes, v.blob.Size())
-		if _, err := v.blob.SpanChunks(ctx, nil, span); err != nil {
-			if !damaged(err) {
+		chunks, err := v.blob.SpanChunks(ctx, nil, span)
+		switch {
+		case err == nil: // most often all of them are handed out; not when the damage was one of reading, and is gone
+			chunks = slices.DeleteFunc(chunks, func(c chunkstore.Chunk) bool { return c.Off < at })
+			if err := send(ctx, work, chunks); err != nil {
 				return err
 			}
+		case damaged(err):
 			v.damage(chunkstore.Range{Off: at, Len: next - at}, err)
+		default:
+			return err
 		}
 		at = next
 	}
@@ -97,30 +103,36 @@ func (v *verify) walk(ctx context.Context, work chan<- []chunkstore.Chunk) error
 func (v *verify) walkFrom(ctx context.Context, off int64, work chan<- []chunkstore.Chunk, at *int64) error {
 	var batch []chunkstore.Chunk
 	fetch := 0
-	send := func() error {
-		if len(batch) > 0 {
-			select {
-			case work <- batch:
-			case <-ctx.Done():
-				return ctx.Err()
-			}
-		}
+	flush := func() error {
+		full := batch
 		batch, fetch = nil, 0
-		return nil
+		return send(ctx, work, full)
 	}
 	for c, err := range v.blob.Chunks(ctx, off, v.blob.Size()) {
 		if err != nil {
-			return errors.Join(err, send())
+			return errors.Join(err, flush())
 		}
 		batch = append(batch, c)
 		*at = c.End()
 		if fetch += c.Len; fetch >= restoreBatch {
-			if err := send(); err != nil {
+			if err := flush(); err != nil {
 				return err
 			}
 		}
 	}
-	return send()
+	return flush()
+}
+
+func send(ctx context.Context, work chan<- []chunkstore.Chunk, batch []chunkstore.Chunk) error {
+	if len(batch) == 0 {
+		return nil
+	}
+	select {
+	case work <- batch:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // chunks reads a batch; when that fails, the rest of it one by one, to tell which it is.
@@ -153,6 +165,20 @@ func (v *verify) chunks(ctx context.Context, chunks []chunkstore.Chunk) error {
 		}
 	}
 	return nil
+}
+
+// joined sorts damage and joins neighbours that have one cause: an inner node may stand for many spans.
+func joined(damage []VerifyDamage) []VerifyDamage {
+	slices.SortFunc(damage, func(a, b VerifyDamage) int { return cmp.Compare(a.Off, b.Off) })
+	var out []VerifyDamage
+	for _, d := range damage {
+		if n := len(out); n > 0 && out[n-1].End() == d.Off && out[n-1].Error == d.Error {
+			out[n-1].Len += d.Len
+			continue
+		}
+		out = append(out, d)
+	}
+	return out
 }
 
 func damaged(err error) bool {

@@ -16,14 +16,16 @@ const thinKind = "thin"
 
 // thinState is what a backup record keeps of a thin device: enough to tell whether a device of that number, in a pool met
 // later, is still the one that was backed up. Writing to it, or making it anew, changes at least one field, with one
-// exception: overwriting blocks that belong to the device alone leaves no trace in the metadata. A base must
-// therefore be a snapshot that nobody writes to.
+// exception: overwriting blocks that belong to the device alone leaves no trace in the metadata. Such blocks are in no
+// other device, unless that is a snapshot taken of it afterwards; so a base must not have been snapshotted since, and is another
+// device than the one that is compared with it.
 type thinState struct {
 	Kind        string `json:"kind"`
 	Pool        string `json:"pool"`         // identity of the pool; empty when it has none
 	Device      uint32 `json:"device"`       // device ID
 	Transaction uint64 `json:"transaction"`  // the pool's when the device was made
 	Created     uint32 `json:"created"`      // the pool's time then
+	Snapped     uint32 `json:"snapped"`      // the pool's time when the device was last snapshotted
 	Mapped      uint64 `json:"mapped"`       // pool blocks
 	MappingRoot uint64 `json:"mapping_root"` // metadata block of the device's mapping tree
 	BlockSize   uint64 `json:"block_size"`   // bytes of a pool block
@@ -40,7 +42,7 @@ func readThinState(ctx context.Context, r *thin.Reader, pool string, id uint32) 
 		return thinState{}, err
 	}
 	return thinState{
-		Kind: thinKind, Pool: pool, Device: id, Transaction: d.TransactionID, Created: d.CreationTime,
+		Kind: thinKind, Pool: pool, Device: id, Transaction: d.TransactionID, Created: d.CreationTime, Snapped: d.SnappedTime,
 		Mapped: d.MappedBlocks, MappingRoot: root, BlockSize: r.Superblock().BlockSize,
 	}, nil
 }
@@ -72,6 +74,8 @@ func (s thinState) differs(now thinState) string {
 		return fmt.Sprintf("thin device %d was made anew since", s.Device)
 	case s.Mapped != now.Mapped || s.MappingRoot != now.MappingRoot:
 		return fmt.Sprintf("thin device %d was written to since", s.Device)
+	case s.Snapped != now.Snapped:
+		return fmt.Sprintf("thin device %d was snapshotted since, and may have been written to before that", s.Device)
 	}
 	return ""
 }
@@ -108,8 +112,16 @@ func (v *thinVolume) Stats() Stats {
 	return Stats{BytesRead: v.read.Load(), MetadataBlocks: int64(v.meta.Stats().BlocksRead)}
 }
 
+// Recheck returns an error when the metadata that was read is no longer the pool's.
+func (v *thinVolume) Recheck() error {
+	if err := v.meta.Recheck(); err != nil {
+		return fmt.Errorf("thin metadata changed while it was read: %w", err)
+	}
+	return nil
+}
+
 func (v *thinVolume) Close(ctx context.Context, kept bool) error {
-	err := errors.Join(v.meta.Recheck(), v.data.Close(), v.meta.Close())
+	err := errors.Join(v.data.Close(), v.meta.Close())
 	if v.release != nil {
 		err = errors.Join(err, v.release(ctx, kept && err == nil))
 	}

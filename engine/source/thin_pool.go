@@ -102,6 +102,9 @@ func chooseThinBase(ctx context.Context, v *thinVolume, want *uint32, parents it
 		if why == "" && want != nil && then.Device != *want {
 			why = fmt.Sprintf("it was made from thin device %d, not %d", then.Device, *want)
 		}
+		if why == "" && then.Device == v.state.Device {
+			why = fmt.Sprintf("it was made from thin device %d too, which may have been written to since without a trace", then.Device)
+		}
 		if why == "" {
 			now, err := readThinState(ctx, v.meta, v.state.Pool, then.Device)
 			switch {
