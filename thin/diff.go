@@ -110,8 +110,6 @@ func (d *differ) step() error {
 		return d.alone(a, Removed)
 	case a.onEntry() && b.onEntry():
 		return d.merge(a.top(), b.top())
-	case d.meet():
-		return d.skip()
 	}
 	firstA, lastA := a.span()
 	firstB, lastB := b.span()
@@ -120,6 +118,8 @@ func (d *differ) step() error {
 		return d.alone(a, Removed)
 	case lastB < firstA:
 		return d.alone(b, Added)
+	case d.meet():
+		return d.skip()
 	case b.onEntry() || !a.onEntry() && d.above(): // they overlap: the larger has to show its parts
 		return a.open(d.ctx)
 	default:
@@ -138,7 +138,8 @@ func (d *differ) above() bool {
 	return heightA-d.a.depth >= heightB-d.b.depth
 }
 
-// meet tells whether both stand at one shared subtree, of which one may have been opened already.
+// meet tells whether both stand at one shared subtree, of which one may have been opened already. Their intervals overlap:
+// a subtree that two trees have at different places is damage, and has to be opened to be found.
 func (d *differ) meet() bool {
 	a, b := d.a, d.b
 	if a.onEntry() {
@@ -153,15 +154,22 @@ func (d *differ) meet() bool {
 	return blockA == blockB || b.back(blockA) || a.back(blockB)
 }
 
-// skip steps over the shared subtree that both stand at.
+// skip steps over the shared subtree that both stand at. When it has to be yielded it is read where a has it, and must fit
+// into where b has it.
 func (d *differ) skip() error {
-	depth := d.a.depth
+	block, first, last := d.b.subtree()
 	d.b.next()
 	if !d.unchanged {
 		d.a.next()
 		return nil
 	}
+	depth := d.a.depth
 	for {
+		if d.a.onEntry() {
+			if k, _ := d.a.span(); k < first || k > last {
+				return damagef(block, "key %d does not lie in %d..%d, where the other device has this subtree", k, first, last)
+			}
+		}
 		if err := d.alone(d.a, Unchanged); err != nil {
 			return err
 		}

@@ -136,27 +136,80 @@ func readAll(t *testing.T, r *Reader) (first error) {
 			ids = append(ids, d.ID)
 		}
 	}
+	mapped := map[uint32]map[uint64]uint64{} // of the devices that are whole
 	for _, id := range ids {
-		before, next := r.Stats(), uint64(0)
+		before, next, blocks, whole := r.Stats(), uint64(0), map[uint64]uint64{}, true
 		for run, err := range r.Runs(t.Context(), id) {
 			keep(err)
-			if err == nil && (run.Len == 0 || run.Thin < next || run.Data+run.Len > r.sb.NrDataBlocks) {
+			if whole = err == nil; !whole {
+				break
+			}
+			if run.Len == 0 || run.Thin < next || run.Data+run.Len > r.sb.NrDataBlocks {
 				t.Fatalf("run %+v behind block %d, data device of %d", run, next, r.sb.NrDataBlocks)
+			}
+			for i := range run.Len {
+				blocks[run.Thin+i] = run.Data + i
 			}
 			next = run.Thin + run.Len
 		}
 		limit("runs", 4, before)
-		for _, other := range ids {
-			before, next = r.Stats(), 0
-			for c, err := range r.Diff(t.Context(), id, other, DiffOptions{Unchanged: id < other}) {
-				keep(err)
-				if err == nil && (c.Len == 0 || c.Thin < next) {
-					t.Fatalf("change %+v behind block %d", c, next)
-				}
-				next = c.Thin + c.Len
-			}
+		if whole {
+			mapped[id] = blocks
+		}
+	}
+	for _, from := range ids {
+		for _, to := range ids {
+			before := r.Stats()
+			keep(checkDiff(t, r, from, to, mapped[from], mapped[to]))
 			limit("difference", 6, before)
 		}
 	}
 	return first
+}
+
+// checkDiff compares a difference with the mappings of both devices, when both could be read.
+func checkDiff(t *testing.T, r *Reader, from, to uint32, a, b map[uint64]uint64) error {
+	next, differ := uint64(0), 0
+	for c, err := range r.Diff(t.Context(), from, to, DiffOptions{Unchanged: from < to}) {
+		if err != nil {
+			if a != nil && b != nil {
+				t.Fatalf("both devices can be read, their difference not: %v", err)
+			}
+			return err
+		}
+		if c.Len == 0 || c.Thin < next {
+			t.Fatalf("change %+v behind block %d", c, next)
+		}
+		for i := range c.Len {
+			dataA, inA := a[c.Thin+i]
+			dataB, inB := b[c.Thin+i]
+			want := map[ChangeKind]bool{
+				Removed: inA && !inB, Added: !inA && inB, Changed: inA && inB && dataA != dataB, Unchanged: inA && inB && dataA == dataB,
+			}
+			if a != nil && b != nil && !want[c.Kind] {
+				t.Fatalf("block %d of %+v: mapped to %d %v and %d %v", c.Thin+i, c, dataA, inA, dataB, inB)
+			}
+			if c.Kind != Unchanged {
+				differ++
+			}
+		}
+		next = c.Thin + c.Len
+	}
+	if a == nil || b == nil {
+		return nil
+	}
+	for k, v := range a {
+		if w, ok := b[k]; !ok || v != w {
+			differ--
+		}
+	}
+	for k := range b {
+		if _, ok := a[k]; !ok {
+			differ--
+		}
+	}
+	if differ != 0 {
+		t.Fatalf("the difference of %d and %d is wrong by %d blocks", from, to, differ)
+	}
+	return nil
 }

@@ -27,6 +27,7 @@ type smallTree struct {
 	top, details        uint64 // mapping tree's upper level, details tree
 	root, inner, inner2 uint64 // root and its first two children
 	leaf, leaf2         uint64 // the first two children of inner
+	last                uint64 // the last leaf
 }
 
 func (s *smallTree) find(t *testing.T, img []byte) {
@@ -39,6 +40,10 @@ func (s *smallTree) find(t *testing.T, img []byte) {
 	}
 	s.inner, s.inner2 = blockOf(img, s.root).child(0), blockOf(img, s.root).child(1)
 	s.leaf, s.leaf2 = blockOf(img, s.inner).child(0), blockOf(img, s.inner).child(1)
+	for s.last = s.root; !blockOf(img, s.last).leaf(); {
+		n := blockOf(img, s.last)
+		s.last = n.child(n.entries() - 1)
+	}
 	if !blockOf(img, s.leaf).leaf() {
 		t.Fatal("the tree has not three levels")
 	}
@@ -80,6 +85,7 @@ func TestHostileMetadata(t *testing.T) {
 		{"key before its parent's", func(s smallTree) uint64 { return s.leaf2 }, func(b rawNode, _ smallTree) { put(b.key(0), 1) }, thin.ErrDamaged, "lies before"},
 		{"key of a tree moved up", func(s smallTree) uint64 { return s.inner }, func(b rawNode, _ smallTree) { put(b.key(1), le.Uint64(b.key(1))+1) }, thin.ErrDamaged, "lies before"},
 		{"data block is the first outside", func(s smallTree) uint64 { return s.leaf }, func(b rawNode, _ smallTree) { put(b.value(0), 1000<<24) }, thin.ErrDamaged, "data block 1000, the data device has 1000"},
+		{"thin block beyond any device", func(s smallTree) uint64 { return s.last }, func(b rawNode, _ smallTree) { put(b.key(b.entries()-1), 1<<47) }, thin.ErrDamaged, "thin block 140737488355328 lies beyond any device"},
 		{"device ID of 25 bits", func(s smallTree) uint64 { return s.top }, func(b rawNode, _ smallTree) { put(b.key(b.entries()-1), 1<<24) }, thin.ErrDamaged, "24 bits"},
 		{"device's tree outside", func(s smallTree) uint64 { return s.top }, func(b rawNode, _ smallTree) { put(b.value(0), 1<<30) }, thin.ErrDamaged, "tree of entry 0 is block"},
 		{"device's tree is the tree of devices", func(s smallTree) uint64 { return s.top }, func(b rawNode, s smallTree) { put(b.value(0), s.top) }, thin.ErrDamaged, ""},
@@ -168,5 +174,29 @@ func TestDeepChain(t *testing.T) {
 	_, err := answers(t, img, thin.Options{})
 	if !errors.Is(err, thin.ErrDamaged) || !strings.Contains(err.Error(), "deeper than") {
 		t.Fatalf("got %v", err)
+	}
+}
+
+// TestSharedOutOfPlace: a subtree that both devices have, but one of them where it does not belong, is not skipped.
+func TestSharedOutOfPlace(t *testing.T) {
+	img := smallPool(t)
+	var s smallTree
+	s.find(t, img)
+	r := newReader(t, img, thin.Options{})
+	root, err := r.MappingRoot(t.Context(), 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := blockOf(img, root)
+	last := b.child(b.entries() - 1)
+	thintest.Patch(img, root, func(b []byte) { le.PutUint64(rawNode(b).value(0), last) })
+	for _, unchanged := range []bool{false, true} {
+		for _, ids := range [][2]uint32{{1, 2}, {2, 1}} {
+			_, err := collect(r.Diff(t.Context(), ids[0], ids[1], thin.DiffOptions{Unchanged: unchanged}))
+			var damage *thin.DamageError
+			if !errors.As(err, &damage) || damage.Block != last {
+				t.Errorf("%v, unchanged %v: got %v, want damage of block %d", ids, unchanged, err, last)
+			}
+		}
 	}
 }
