@@ -1,0 +1,321 @@
+#!/usr/bin/env python3
+"""A second reader of the repository format, written from ../format.md alone: restores one backup to a sparse file.
+
+    read.py REPOSITORY VOLUME BACKUP OUT
+
+It needs the Python standard library and the zstd tool. It is slow (BLAKE3 in Python) and refuses codec s2; it is here to prove
+the page, and to be what one falls back on. Section numbers are those of format.md.
+"""
+import json
+import os
+import struct
+import subprocess
+import sys
+
+M32, M64 = 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
+
+
+class Damage(Exception):
+    """What is stored is not what the format allows; the text names the object."""
+
+
+def need(ok, where, what):
+    if not ok:
+        raise Damage(f"{where}: {what}")
+
+
+# --- xxHash64, seed 0 -------------------------------------------------------------------------------------------------
+
+P1, P2, P3, P4, P5 = (0x9E3779B185EBCA87, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x85EBCA77C2B2AE63, 0x27D4EB2F165667C5)
+
+
+def rotl(x, r):
+    return (x << r | x >> 64 - r) & M64
+
+
+def xxround(acc, lane):
+    return rotl((acc + lane * P2) & M64, 31) * P1 & M64
+
+
+def xxh64(b):
+    n, at = len(b), 0
+    if n >= 32:
+        v = [(P1 + P2) & M64, P2, 0, -P1 & M64]
+        while n - at >= 32:
+            v = [xxround(a, lane) for a, lane in zip(v, struct.unpack_from("<4Q", b, at))]
+            at += 32
+        h = (rotl(v[0], 1) + rotl(v[1], 7) + rotl(v[2], 12) + rotl(v[3], 18)) & M64
+        for a in v:
+            h = ((h ^ xxround(0, a)) * P1 + P4) & M64
+    else:
+        h = P5
+    h = (h + n) & M64
+    while n - at >= 8:
+        h = (rotl(h ^ xxround(0, struct.unpack_from("<Q", b, at)[0]), 27) * P1 + P4) & M64
+        at += 8
+    if n - at >= 4:
+        h = (rotl(h ^ struct.unpack_from("<I", b, at)[0] * P1 & M64, 23) * P2 + P3) & M64
+        at += 4
+    for c in b[at:]:
+        h = rotl(h ^ c * P5 & M64, 11) * P1 & M64
+    h = (h ^ h >> 33) * P2 & M64
+    h = (h ^ h >> 29) * P3 & M64
+    return h ^ h >> 32
+
+
+# --- BLAKE3, 32 bytes of output -----------------------------------------------------------------------------------------
+
+IV = (0x6A09E667, 0xBB67AE85, 0x3C6EF372, 0xA54FF53A, 0x510E527F, 0x9B05688C, 0x1F83D9AB, 0x5BE0CD19)
+START, END, PARENT, ROOT, KEYED, DERIVE_CONTEXT, DERIVE_KEY = 1, 2, 4, 8, 16, 32, 64
+MIX = ((0, 4, 8, 12), (1, 5, 9, 13), (2, 6, 10, 14), (3, 7, 11, 15), (0, 5, 10, 15), (1, 6, 11, 12), (2, 7, 8, 13), (3, 4, 9, 14))
+PERMUTE = (2, 6, 3, 10, 7, 0, 4, 13, 1, 11, 12, 5, 9, 14, 15, 8)
+ORDER = [tuple(range(16))]
+for _ in range(6):
+    ORDER.append(tuple(ORDER[-1][i] for i in PERMUTE))
+
+
+def compress(cv, m, counter, length, flags):
+    s = [*cv, *IV[:4], counter & M32, counter >> 32, length, flags]
+    for order in ORDER:
+        for i, (a, b, c, d) in enumerate(MIX):
+            va, vb, vc, vd = s[a], s[b], s[c], s[d]
+            va = va + vb + m[order[2 * i]] & M32
+            vd ^= va
+            vd = (vd >> 16 | vd << 16) & M32
+            vc = vc + vd & M32
+            vb ^= vc
+            vb = (vb >> 12 | vb << 20) & M32
+            va = va + vb + m[order[2 * i + 1]] & M32
+            vd ^= va
+            vd = (vd >> 8 | vd << 24) & M32
+            vc = vc + vd & M32
+            vb ^= vc
+            s[a], s[b], s[c], s[d] = va, (vb >> 7 | vb << 25) & M32, vc, vd
+    return [s[i] ^ s[i + 8] for i in range(8)]
+
+
+def blake3(data, key=IV, mode=0):
+    def chunk(first, end, root):
+        cv, at = key, first
+        while True:
+            block = data[at:min(at + 64, end)]
+            flags = mode | (START if at == first else 0) | (END | root if at + 64 >= end else 0)
+            cv = compress(cv, struct.unpack("<16I", block.ljust(64, b"\0")), first >> 10, len(block), flags)
+            at += 64
+            if at >= end:
+                return cv
+
+    def tree(first, end, root):
+        n = end - first
+        if n <= 1024:
+            return chunk(first, end, root)
+        left = 1024
+        while left * 2 < n:
+            left *= 2
+        block = tree(first, first + left, 0) + tree(first + left, end, 0)
+        return compress(key, block, 0, 64, mode | PARENT | root)
+
+    return struct.pack("<8I", *tree(0, len(data), ROOT))
+
+
+def derive_key(context, material):
+    return blake3(material, struct.unpack("<8I", blake3(context.encode(), mode=DERIVE_CONTEXT)), DERIVE_KEY)
+
+
+def keyed_hash(key, data):
+    return blake3(data, struct.unpack("<8I", key), KEYED)
+
+
+# --- Records and packs (5, 6) ---------------------------------------------------------------------------------------------
+
+
+def open_record(rec, id, codec, raw, where):
+    """The plain bytes of a record, its sum and tag checked, but not its whole ID."""
+    need(len(rec) >= 16 and struct.unpack_from("<Q", rec)[0] == xxh64(rec[8:]), where, "record checksum does not match")
+    need(rec[8:16] == id[16:24], where, "record belongs to another ID")
+    plain = rec[16:]
+    if codec == 1:
+        out = subprocess.run(["zstd", "-dcq"], input=plain, stdout=subprocess.PIPE, check=False)
+        need(out.returncode == 0, where, "zstd frame is damaged")
+        plain = out.stdout
+    else:
+        need(codec == 0, where, f"codec {codec} is not supported")
+    need(len(plain) == raw, where, f"record has {len(plain)} plain bytes, not {raw}")
+    return plain
+
+
+def read_pack(b, where):
+    """A whole pack's kind, ID and table: (ID, offset, stored, raw, codec) of each record."""
+    need(88 <= len(b) <= 1 << 30, where, "length is not a pack's")
+    magic, version, kind, scheme, zero = struct.unpack_from("<4s4B", b)
+    need(magic == b"SHAL" and struct.unpack_from("<Q", b, 24)[0] == xxh64(b[:24]), where, "header is damaged")
+    need(version == 1 and scheme == 0 and zero == 0, where, "version, scheme or flags are not supported")
+    t = b[-40:]
+    off, length, records, body, version, magic, total = struct.unpack("<QIIQI4sQ", t)
+    need(magic == b"LAHS" and total == xxh64(t[:32]), where, "trailer is damaged")
+    need(version == 1, where, f"version {version} is not supported")
+    need(off >= 32 and off + length + 40 == len(b), where, "table does not end at the trailer")
+    table = open_record(b[off:-40], b"table".ljust(32, b"\0"), 0, 40 * records, where)
+    entries, sums, at = [], b"", 32
+    for i in range(records):
+        id, stored, rc = struct.unpack_from("<32sII", table, 40 * i)
+        need(stored >= 16 and at + stored <= off, where, f"record {i} does not fit")
+        entries.append((id, at, stored, rc & 0xFFFFFF, rc >> 24))
+        sums += b[at:at + 8]
+        at += stored
+    need(at == off and body == xxh64(sums), where, "records do not fill the pack, or their sums do not match")
+    return kind, blake3(b[:32] + b[off:]).hex(), entries
+
+
+# --- The repository -------------------------------------------------------------------------------------------------------
+
+
+class Repository:
+    def __init__(self, root):
+        self.root = root
+        line, _, rest = self.object("config").partition(b"\n")
+        need(rest == b"%016x\n" % xxh64(line), "config", "checksum line does not match")
+        c = json.loads(line)
+        known = (c["format"], c["version"], c["hash"]) == ("shale repository", 1, "blake3")
+        need(known, "config", "format, version or hash is not supported")
+        secret = bytes.fromhex(c["secret"])
+        self.span = c["span_bytes"]
+        self.chunk_key = derive_key("shale repository v1: chunk ID", secret)
+        self.node_key = derive_key("shale repository v1: tree node ID", secret)
+        self.name_key = derive_key("shale repository v1: volume name", secret)
+        self.index = {}
+        for name in sorted(os.listdir(os.path.join(root, "index"))):
+            if not name.startswith("."):
+                self.segment("index/" + name)
+
+    def object(self, name):
+        with open(os.path.join(self.root, name), "rb") as f:
+            return f.read()
+
+    def framed(self, name, kind):
+        """Section 8."""
+        b, out = self.object(name), b""
+        got, pack, entries = read_pack(b, name)
+        need(got == kind, name, f"pack of kind {got}, not {kind}")
+        need(kind != 3 or name == "index/" + pack, name, "content is not what the name says")
+        for id, at, stored, raw, codec in entries:
+            frame = open_record(b[at:at + stored], id, codec, raw, f"{name} at byte {at}")
+            need(keyed_hash(self.node_key, frame) == id, name, "content does not match its ID")
+            out += frame
+        return out
+
+    def segment(self, name):
+        """Section 7."""
+        b = self.framed(name, 3)
+        magic, packs, entries, _run = struct.unpack_from("<8sIIQ", b)
+        first = 24 + 64 * packs
+        need(magic == b"SHINDEX1" and len(b) == first + 32 * entries + 8, name, "length is not a segment's")
+        need(struct.unpack_from("<Q", b, len(b) - 8)[0] == xxh64(b[:-8]), name, "segment checksum does not match")
+        objects = []
+        for i in range(packs):
+            id, _salt, kind, zero, size = struct.unpack_from("<32s16sB7sQ", b, 24 + 64 * i)
+            need(kind in (1, 2) and not any(zero), name, f"pack {i} is of kind {kind}")
+            objects.append((f"packs/{('data', 'tree')[kind - 1]}/{id.hex()[:2]}/{id.hex()}", size))
+        last = b""
+        for i in range(entries):
+            key, pack, off, sizes, codec, zero = struct.unpack_from("<16sII6sBB", b, first + 32 * i)
+            stored, raw = int.from_bytes(sizes[:3], "little"), int.from_bytes(sizes[3:], "little")
+            need(key > last and zero == 0 and pack < packs, name, f"entry {i} is damaged")
+            need(stored >= 16 and off >= 32 and off + stored <= objects[pack][1], name, f"entry {i} lies outside its pack")
+            self.index[key], last = (objects[pack][0], off, stored, raw, codec), key
+
+    def read(self, id, key):
+        """The plain bytes of a chunk or node (11, steps 4 and 5)."""
+        need(id[:16] in self.index, "index", f"{id.hex()} is in no segment")
+        name, off, stored, raw, codec = self.index[id[:16]]
+        where = f"{name} at byte {off}"
+        with open(os.path.join(self.root, name), "rb") as f:
+            f.seek(off)
+            plain = open_record(f.read(stored), id, codec, raw, where)
+        need(keyed_hash(key, plain) == id, where, "content does not match its ID")
+        return plain
+
+    def backup(self, volume, backup):
+        """Section 10."""
+        name = f"backups/{keyed_hash(self.name_key, volume.encode())[:16].hex()}/{backup}"
+        rec = json.loads(self.framed(name, 4))
+        need(rec["version"] == 1, name, f"version {rec['version']} is not supported")
+        need((rec["volume"], rec["id"]) == (volume, backup), name, "content is not what the name says")
+        size, data = rec["blob"]["size"], rec["blob"]["data"]
+        need(0 <= data <= size <= 1 << 56, name, "impossible blob")
+        need((data == 0) == (int(rec["blob"]["root"], 16) == 0), name, "impossible blob")
+        return bytes.fromhex(rec["blob"]["root"]), size, data
+
+    def chunks(self, root, size):
+        """All chunks of a blob, as (offset, length, ID), ascending (9)."""
+        level = 0
+        while 64**level * self.span < size:
+            level += 1
+        if any(root):
+            yield from self.subtree(root, level, 0, size)
+
+    def subtree(self, id, level, first, size):
+        where = f"node {id.hex()}"
+        need(first * self.span < size, where, "lies behind the blob's end")
+        b = self.read(id, self.node_key)
+        if level == 0:
+            yield from self.leaf(b, first * self.span, min((first + 1) * self.span, size), where)
+            return
+        tag, got, present = struct.unpack_from("<cBQ", b)
+        need(tag == b"N" and got == level and present and len(b) == 10 + 32 * present.bit_count(), where, "is damaged")
+        at = 10
+        for slot in range(64):
+            if present >> slot & 1:
+                yield from self.subtree(b[at:at + 32], level - 1, first + slot * 64**(level - 1), size)
+                at += 32
+
+    @staticmethod
+    def leaf(b, off, end, where):
+        at = 1
+
+        def uvarint():
+            nonlocal at
+            v = shift = 0
+            while True:
+                need(at < len(b) and shift < 64, where, "is cut short")
+                v |= (b[at] & 127) << shift
+                at, shift = at + 1, shift + 7
+                if b[at - 1] < 128:
+                    need(shift == 7 or b[at - 1], where, "is not in its shortest form")
+                    return v
+
+        need(b[:1] == b"L", where, "is no leaf")
+        count, ranges = uvarint(), []
+        need(0 < count <= len(b) // 34, where, "cannot list so many chunks")
+        for _ in range(count):
+            gap, blocks = uvarint(), uvarint()
+            off += gap * 4096
+            need(blocks and off < end and off + (blocks - 1) * 4096 < end, where, "lists a chunk outside its span")
+            ranges.append((off, min(blocks * 4096, end - off)))
+            off += blocks * 4096
+        need(len(b) == at + 32 * count, where, "is damaged")
+        for i, (o, n) in enumerate(ranges):
+            yield o, n, b[at + 32 * i:at + 32 * i + 32]
+
+
+def main(root, volume, backup, out):
+    repo = Repository(root)
+    tree, size, data = repo.backup(volume, backup)
+    with open(out, "xb") as f:
+        for off, n, id in repo.chunks(tree, size):
+            plain = repo.read(id, repo.chunk_key)
+            need(len(plain) == n, f"chunk {id.hex()}", f"has {len(plain)} bytes where the leaf says {n}")
+            f.seek(off)
+            f.write(plain)
+            data -= n
+        f.truncate(size)
+    need(data == 0, backup, "chunks are not as many bytes as the record says")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 5:
+        sys.exit(__doc__)
+    try:
+        main(*sys.argv[1:])
+    except (Damage, OSError, struct.error, ValueError, KeyError) as err:
+        sys.exit(f"read.py: {err}")
