@@ -73,7 +73,7 @@ func Backup(ctx context.Context, repo *chunkstore.Repository, opener source.Open
 		return nil, err
 	}
 	if s, ok := src.(rechecker); ok {
-		if err := s.Recheck(); err != nil {
+		if err := s.Recheck(ctx); err != nil {
 			return nil, err
 		}
 	}
@@ -88,7 +88,7 @@ func Backup(ctx context.Context, repo *chunkstore.Repository, opener source.Open
 }
 
 // rechecker is a source that can tell whether all that it answered still holds. It is asked before the record is written.
-type rechecker interface{ Recheck() error }
+type rechecker interface{ Recheck(context.Context) error }
 
 func counts(s source.Stats, w chunkstore.WriterStats, start time.Time) chunkstore.Counts {
 	return chunkstore.Counts{

@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"math"
 	"sync/atomic"
 
 	"github.com/shalebackup/shale/thin"
+	"github.com/shalebackup/shale/thin/pool"
 )
 
 // thinKind marks the state of a thin device in a backup record.
@@ -29,6 +31,9 @@ type thinState struct {
 	Mapped      uint64 `json:"mapped"`       // pool blocks
 	MappingRoot uint64 `json:"mapping_root"` // metadata block of the device's mapping tree
 	BlockSize   uint64 `json:"block_size"`   // bytes of a pool block
+
+	Snapshot *pool.Ref `json:"snapshot,omitempty"` // a snapshot taken for this backup: removed when a later one replaces it
+	NoBase   string    `json:"no_base,omitempty"`  // why it cannot be a base, in plain words
 }
 
 // readThinState describes the device as the metadata has it now.
@@ -60,7 +65,7 @@ func decodeThinState(p Parent) (s thinState, reason string) {
 	if err := json.Unmarshal(p.State, &s); err != nil || s.Kind != thinKind {
 		return s, "it was not made from a thin device"
 	}
-	return s, ""
+	return s, s.NoBase
 }
 
 // differs says in plain words why the device now is not provably the one backed up then; it is empty when it is.
@@ -89,14 +94,19 @@ func orUnnamed(pool string) string {
 
 // thinVolume is a thin device read through the pool's metadata and data device.
 type thinVolume struct {
-	meta    *thin.Reader
-	maps    mappingWindows
-	data    dataReader
-	state   thinState
-	base    *uint32 // device that Extents compares with
-	size    int64   // bytes
-	read    atomic.Int64
-	release func(ctx context.Context, kept bool) error
+	meta   *thin.Reader
+	maps   mapper
+	data   dataReader
+	state  thinState
+	base   *uint32 // device that Extents compares with
+	parent int64   // bytes, the volume's size at the base's backup
+	size   int64   // bytes
+	read   atomic.Int64
+}
+
+// mapper finds the mapped runs in [start, end), in pool blocks, cut to it.
+type mapper interface {
+	runs(ctx context.Context, start, end uint64) ([]thin.Run, error)
 }
 
 // dataReader is the pool's data device.
@@ -113,52 +123,76 @@ func (v *thinVolume) Stats() Stats {
 }
 
 // Recheck returns an error when the metadata that was read is no longer the pool's.
-func (v *thinVolume) Recheck() error {
+func (v *thinVolume) Recheck(context.Context) error {
 	if err := v.meta.Recheck(); err != nil {
 		return fmt.Errorf("thin metadata changed while it was read: %w", err)
 	}
 	return nil
 }
 
-func (v *thinVolume) Close(ctx context.Context, kept bool) error {
-	err := errors.Join(v.data.Close(), v.meta.Close())
-	if v.release != nil {
-		err = errors.Join(err, v.release(ctx, kept && err == nil))
-	}
-	return err
+func (v *thinVolume) Close(context.Context, bool) error {
+	return errors.Join(v.data.Close(), v.meta.Close())
 }
 
-// Extents yields the mapped runs, or the difference to the base, clipped to the volume: whole blocks are mapped, and may
-// reach behind its end.
+// Extents yields the mapped runs, or the difference to the base.
 func (v *thinVolume) Extents(ctx context.Context) iter.Seq2[Extent, error] {
+	if v.base == nil {
+		return v.mapped(ctx, 0)
+	}
+	return v.difference(ctx)
+}
+
+// extent is a run of blocks clipped to the volume: whole blocks are mapped, and may reach behind its end.
+func (v *thinVolume) extent(block, n uint64, hole bool) (e Extent, ok bool) {
+	bs := v.state.BlockSize
+	if block >= (uint64(v.size)+bs-1)/bs {
+		return Extent{}, false
+	}
+	off := int64(block * bs)
+	return Extent{Off: off, Len: min(int64(n*bs), v.size-off), Hole: hole}, true
+}
+
+// mapped yields the mapped runs from a block on.
+func (v *thinVolume) mapped(ctx context.Context, from uint64) iter.Seq2[Extent, error] {
 	return func(yield func(Extent, error) bool) {
-		put := func(block, n uint64, hole bool) bool {
-			bs := v.state.BlockSize
-			if block >= (uint64(v.size)+bs-1)/bs {
-				return true
+		for r, err := range v.meta.RunsOf(ctx, v.state.Device, thin.RunOptions{Start: from}) {
+			if err != nil {
+				yield(Extent{}, err)
+				return
 			}
-			e := Extent{Off: int64(block * bs), Hole: hole}
-			e.Len = min(int64(n*bs), v.size-e.Off)
-			return yield(e, nil)
-		}
-		if v.base == nil {
-			for r, err := range v.meta.Runs(ctx, v.state.Device) {
-				if err != nil {
-					yield(Extent{}, err)
-					return
-				}
-				if !put(r.Thin, r.Len, false) {
-					return
-				}
+			if e, ok := v.extent(r.Thin, r.Len, false); ok && !yield(e, nil) {
+				return
 			}
-			return
 		}
+	}
+}
+
+// difference yields what differs from the base. Of what the base maps behind the end that the volume had then, the backup has
+// nothing: from there on, whatever is mapped may differ.
+func (v *thinVolume) difference(ctx context.Context) iter.Seq2[Extent, error] {
+	end := uint64(v.parent) / v.state.BlockSize
+	if v.parent >= v.size {
+		end = math.MaxUint64
+	}
+	return func(yield func(Extent, error) bool) {
 		for c, err := range v.meta.Diff(ctx, *v.base, v.state.Device, thin.DiffOptions{}) {
 			if err != nil {
 				yield(Extent{}, err)
 				return
 			}
-			if !put(c.Thin, c.Len, c.Kind == thin.Removed) {
+			if c.Thin >= end {
+				break
+			}
+			e, ok := v.extent(c.Thin, min(c.Len, end-c.Thin), c.Kind == thin.Removed)
+			if ok && !yield(e, nil) {
+				return
+			}
+		}
+		if end == math.MaxUint64 {
+			return
+		}
+		for e, err := range v.mapped(ctx, end) {
+			if !yield(e, err) {
 				return
 			}
 		}

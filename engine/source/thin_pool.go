@@ -34,7 +34,7 @@ func (t *thinPoolOpener) Open(ctx context.Context, parents iter.Seq2[Parent, err
 	if err != nil {
 		return nil, Base{}, err
 	}
-	v := &thinVolume{meta: meta, maps: mappingWindows{meta: meta, device: t.o.Device}, size: t.o.Size}
+	v := &thinVolume{meta: meta, maps: &mappingWindows{load: readerRuns(meta, t.o.Device)}, size: t.o.Size}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, meta.Close())
@@ -117,7 +117,7 @@ func chooseThinBase(ctx context.Context, v *thinVolume, want *uint32, parents it
 			}
 		}
 		if why == "" {
-			v.base = &then.Device
+			v.base, v.parent = &then.Device, p.Size
 			return Base{Parent: &p}, nil
 		}
 		if newest {

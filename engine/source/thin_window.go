@@ -15,12 +15,26 @@ const (
 // mappingWindows keeps the mappings of the parts of a device read last. A span is read in several pieces, and each would
 // walk the mapping tree from its root. Safe for many goroutines.
 type mappingWindows struct {
-	meta   *thin.Reader
-	device uint32
+	load runLoader
 
 	mu      sync.Mutex // guards all below
 	windows map[uint64]*mappingWindow
 	order   []uint64 // of windows, the oldest first
+}
+
+// runLoader reads a part of a device's mappings.
+type runLoader func(ctx context.Context, o thin.RunOptions) ([]thin.Run, error)
+
+func readerRuns(r *thin.Reader, device uint32) runLoader {
+	return func(ctx context.Context, o thin.RunOptions) (runs []thin.Run, err error) {
+		for run, err := range r.RunsOf(ctx, device, o) {
+			if err != nil {
+				return nil, err
+			}
+			runs = append(runs, run)
+		}
+		return runs, nil
+	}
 }
 
 type mappingWindow struct {
@@ -34,30 +48,26 @@ func (m *mappingWindows) runs(ctx context.Context, start, end uint64) ([]thin.Ru
 	var out []thin.Run
 	for n := start / windowBlocks; n*windowBlocks < end; n++ {
 		w := m.window(n)
-		w.once.Do(func() { w.runs, w.err = m.load(ctx, n) })
+		w.once.Do(func() {
+			w.runs, w.err = m.load(ctx, thin.RunOptions{Start: n * windowBlocks, End: (n + 1) * windowBlocks})
+		})
 		if w.err != nil {
 			m.forget(n, w)
 			return nil, w.err
 		}
-		for _, r := range w.runs {
-			from, to := max(r.Thin, start), min(r.Thin+r.Len, end)
-			if from < to {
-				out = append(out, thin.Run{Thin: from, Data: r.Data + from - r.Thin, Len: to - from})
-			}
-		}
+		out = appendClipped(out, w.runs, start, end)
 	}
 	return out, nil
 }
 
-func (m *mappingWindows) load(ctx context.Context, n uint64) (runs []thin.Run, err error) {
-	o := thin.RunOptions{Start: n * windowBlocks, End: (n + 1) * windowBlocks}
-	for r, err := range m.meta.RunsOf(ctx, m.device, o) {
-		if err != nil {
-			return nil, err
+// appendClipped appends the parts of runs that lie in [start, end).
+func appendClipped(out, runs []thin.Run, start, end uint64) []thin.Run {
+	for _, r := range runs {
+		if from, to := max(r.Thin, start), min(r.Thin+r.Len, end); from < to {
+			out = append(out, thin.Run{Thin: from, Data: r.Data + from - r.Thin, Len: to - from})
 		}
-		runs = append(runs, r)
 	}
-	return runs, nil
+	return out
 }
 
 func (m *mappingWindows) window(n uint64) *mappingWindow {
