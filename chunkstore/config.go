@@ -48,7 +48,7 @@ const (
 
 	// Defaults, chosen by measurement: docs/adr.
 	defaultSpan     = 4 << 20
-	defaultCutBits  = 4
+	defaultCutBits  = 3
 	defaultMaxChunk = 256 << 10
 	defaultPack     = 16 << 20
 )
@@ -57,7 +57,7 @@ const (
 type InitOptions struct {
 	Compression Compression // default DefaultCompression
 	SpanBytes   int         // default 4 MiB
-	CutBits     int         // default 4: chunks of 64 KiB on average; -1 for none
+	CutBits     int         // default 3: chunks of 32 KiB on average; -1 for 0
 	MaxChunk    int         // bytes; default 256 KiB
 	PackBytes   int         // default 16 MiB
 }
