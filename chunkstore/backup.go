@@ -1,7 +1,6 @@
 package chunkstore
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"crypto/rand"
@@ -98,11 +97,21 @@ func (r *Repository) backupObject(volume, id string) string {
 	return prefixBackups + r.volumeKey(volume) + "/" + id
 }
 
+// validate says what makes b impossible as a record.
+func (b *Backup) validate() error {
+	switch {
+	case !ValidVolumeName(b.Volume):
+		return fmt.Errorf("volume name %q: letters, digits, '_', '.', '-', beginning with a letter or digit", b.Volume)
+	case !validBackupID(b.ID):
+		return fmt.Errorf("%q is no backup's ID", b.ID)
+	case b.Blob.Size < 0 || b.Blob.Size > maxBlobSize || b.Blob.Data < 0 || b.Blob.Data > b.Blob.Size || b.Blob.Root.IsZero() != (b.Blob.Data == 0):
+		return fmt.Errorf("impossible blob: %d of %d bytes, root %v", b.Blob.Data, b.Blob.Size, b.Blob.Root)
+	}
+	return nil
+}
+
 // PutBackup flushes the Writer and then writes the record. It fills in Version, and ID and Time where they are empty.
 func (w *Writer) PutBackup(ctx context.Context, b *Backup) error {
-	if !ValidVolumeName(b.Volume) {
-		return fmt.Errorf("volume name %q: letters, digits, '_', '.', '-', beginning with a letter or digit", b.Volume)
-	}
 	if b.Time.IsZero() {
 		b.Time = time.Now().UTC()
 	}
@@ -113,6 +122,16 @@ func (w *Writer) PutBackup(ctx context.Context, b *Backup) error {
 		}
 	}
 	b.Version = backupVersion
+	record, err := json.Marshal(b)
+	if err == nil && len(record) > maxRecordLen {
+		err = fmt.Errorf("%d bytes are more than a record can have", len(record))
+	}
+	if err == nil {
+		err = b.validate()
+	}
+	if err != nil {
+		return fmt.Errorf("backup record: %w", err)
+	}
 	if err := w.Flush(ctx); err != nil {
 		return err
 	}
@@ -122,10 +141,6 @@ func (w *Writer) PutBackup(ctx context.Context, b *Backup) error {
 	}
 	if err := w.putObject(ctx, prefixVolumes+w.r.volumeKey(b.Volume), kindVolume, volume, w.r.be.Put); err != nil {
 		return fmt.Errorf("write the volume's name: %w", err)
-	}
-	record, err := json.Marshal(b)
-	if err != nil {
-		return err
 	}
 	if err := w.putObject(ctx, w.r.backupObject(b.Volume, b.ID), kindBackup, record, w.r.be.PutIfAbsent); err != nil {
 		return fmt.Errorf("write backup record: %w", err)
@@ -234,22 +249,31 @@ func (r *Repository) readBackup(ctx context.Context, object string) (*Backup, er
 	if err != nil {
 		return nil, err
 	}
-	b := &Backup{}
-	if len(data) > maxRecordLen {
-		return nil, &CorruptError{Object: object, Err: fmt.Errorf("record of %d bytes", len(data))}
-	}
-	if err := json.NewDecoder(bytes.NewReader(data)).Decode(b); err != nil {
-		return nil, &CorruptError{Object: object, Err: err}
-	}
+	b, err := decodeBackup(data)
 	switch {
-	case b.Version != backupVersion:
-		return nil, fmt.Errorf("%s: %w: backup record version %d", object, ErrUnsupported, b.Version)
-	case !ValidVolumeName(b.Volume) || !validBackupID(b.ID) || object != r.backupObject(b.Volume, b.ID):
+	case errors.Is(err, ErrUnsupported):
+		return nil, fmt.Errorf("%s: %w", object, err)
+	case err != nil:
+		return nil, &CorruptError{Object: object, Err: err}
+	case object != r.backupObject(b.Volume, b.ID):
 		return nil, &CorruptError{Object: object, Err: errors.New("content is not what the name says")}
-	case b.Blob.Size < 0 || b.Blob.Data < 0 || b.Blob.Data > b.Blob.Size || b.Blob.Root.IsZero() != (b.Blob.Data == 0):
-		return nil, &CorruptError{Object: object, Err: fmt.Errorf("impossible blob: %d of %d bytes", b.Blob.Data, b.Blob.Size)}
 	}
 	return b, nil
+}
+
+// decodeBackup decodes a record's JSON.
+func decodeBackup(data []byte) (*Backup, error) {
+	if len(data) > maxRecordLen {
+		return nil, fmt.Errorf("record of %d bytes", len(data))
+	}
+	b := &Backup{}
+	if err := json.Unmarshal(data, b); err != nil {
+		return nil, err
+	}
+	if b.Version != backupVersion {
+		return nil, fmt.Errorf("%w: backup record version %d", ErrUnsupported, b.Version)
+	}
+	return b, b.validate()
 }
 
 // WalkBackups reads every backup record, of one volume or, when volume is empty, of all, several at a time, and calls fn
@@ -260,14 +284,27 @@ func (r *Repository) WalkBackups(ctx context.Context, volume string, fn func(obj
 	if volume != "" {
 		prefix += r.volumeKey(volume) + "/"
 	}
-	var objects []string
-	err := r.be.List(ctx, prefix, func(o backend.Object) error {
+	objects, err := r.listBackups(ctx, prefix)
+	if err != nil {
+		return err
+	}
+	return r.walkBackups(ctx, objects, fn)
+}
+
+// listBackups returns the names of the records that begin with prefix.
+func (r *Repository) listBackups(ctx context.Context, prefix string) (objects []string, err error) {
+	err = r.be.List(ctx, prefix, func(o backend.Object) error {
 		objects = append(objects, o.Name)
 		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("list backups: %w", err)
+		return nil, fmt.Errorf("list backups: %w", err)
 	}
+	return objects, nil
+}
+
+// walkBackups is WalkBackups for records listed before.
+func (r *Repository) walkBackups(ctx context.Context, objects []string, fn func(object string, b *Backup, err error) error) error {
 	type result struct {
 		b   *Backup
 		err error

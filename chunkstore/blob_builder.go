@@ -18,11 +18,13 @@ type BlobBuilder struct {
 	spans int64
 	level int // of the root
 
-	mu   sync.Mutex // guards all below
-	root ID         // set when its subtree is complete
-	set  bool
-	data int64                 // bytes that are not holes
-	open []map[int64]*openNode // [level]: inner nodes by number, with the children that changed
+	mu     sync.Mutex // guards all below
+	passed int64      // the limit of the last Advance
+	moved  int64      // the span that must be set because a blob's end lies inside it, -1 when it is or need not be
+	root   ID         // set when its subtree is complete
+	set    bool
+	data   int64                 // bytes that are not holes
+	open   []map[int64]*openNode // [level]: inner nodes by number, with the children that changed
 }
 
 // openNode collects the changed children of one inner node.
@@ -31,12 +33,13 @@ type openNode struct {
 	children [nodeFanout]ID
 }
 
-// NewBlob begins a blob of size bytes. base may be nil; it may differ in size.
+// NewBlob begins a blob of size bytes. base may be nil. It may differ in size: then the span in which the shorter of the two
+// ends, unless it ends on a span's border, is to be set.
 func (w *Writer) NewBlob(ctx context.Context, size int64, base *Blob) (*BlobBuilder, error) {
-	if size < 0 {
-		return nil, fmt.Errorf("blob of %d bytes", size)
+	if size < 0 || size > maxBlobSize {
+		return nil, fmt.Errorf("blob of %d bytes; at most %d are supported", size, int64(maxBlobSize))
 	}
-	b := &BlobBuilder{w: w, base: base, size: size, spans: w.r.spans(size)}
+	b := &BlobBuilder{w: w, base: base, size: size, spans: w.r.spans(size), moved: -1}
 	b.level = rootLevel(b.spans)
 	b.open = make([]map[int64]*openNode, b.level+1)
 	for l := range b.open {
@@ -46,6 +49,9 @@ func (w *Writer) NewBlob(ctx context.Context, size int64, base *Blob) (*BlobBuil
 		return b, nil
 	}
 	b.data = base.ref.Data
+	if end := min(size, base.ref.Size); size != base.ref.Size && end%int64(w.r.cfg.SpanBytes) != 0 {
+		b.moved = end / int64(w.r.cfg.SpanBytes)
+	}
 	switch {
 	case b.level > base.level: // the base becomes a subtree in the lowest slot
 		b.child(base.level, 0, base.ref.Root)
@@ -99,6 +105,12 @@ func (b *BlobBuilder) SetSpan(ctx context.Context, span int64, chunks, before []
 	if span < 0 || span >= b.spans {
 		return fmt.Errorf("span %d of %d", span, b.spans)
 	}
+	b.mu.Lock()
+	passed := b.passed
+	b.mu.Unlock()
+	if span < passed {
+		return fmt.Errorf("span %d is set after all below %d were said to be", span, passed)
+	}
 	var id ID
 	if len(chunks) > 0 {
 		scratch := b.w.scratch.Get().(*[]byte)
@@ -114,6 +126,9 @@ func (b *BlobBuilder) SetSpan(ctx context.Context, span int64, chunks, before []
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.data += dataBytes(chunks) - dataBytes(before)
+	if span == b.moved {
+		b.moved = -1
+	}
 	b.child(0, span, id)
 	return nil
 }
@@ -128,6 +143,9 @@ func dataBytes(chunks []Chunk) (n int64) {
 // Advance says that no span below limit will be set any more, and stores the inner nodes that are complete.
 // One goroutine calls it, with growing limits.
 func (b *BlobBuilder) Advance(ctx context.Context, limit int64) error {
+	b.mu.Lock()
+	b.passed = max(b.passed, limit)
+	b.mu.Unlock()
 	for level := 1; level <= b.level; level++ {
 		b.mu.Lock()
 		var numbers []int64
@@ -202,6 +220,15 @@ func (b *BlobBuilder) Finish(ctx context.Context) (BlobRef, error) {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.moved >= 0 {
+		chunks, err := b.base.SpanChunks(ctx, nil, b.moved)
+		if err != nil {
+			return BlobRef{}, err
+		}
+		if len(chunks) > 0 { // their lengths, and where they end, depend on the blob's end
+			return BlobRef{}, fmt.Errorf("span %d was not set, in which a blob of %d or its base of %d bytes ends", b.moved, b.size, b.base.ref.Size)
+		}
+	}
 	if !b.set && b.base != nil { // nothing changed, but a smaller root may do now
 		id, _, err := b.base.subtree(ctx, b.level, 0)
 		if err != nil {

@@ -64,6 +64,13 @@ func (c *segmentCache) store(name string, data []byte) (*segment, error) {
 	return c.open(name)
 }
 
+// remove forgets a segment. A mapping of it stays valid.
+func (c *segmentCache) remove(name string) {
+	if file := segmentFile(name); file != "" {
+		_ = os.Remove(filepath.Join(c.dir, file)) // what stays is found bad again
+	}
+}
+
 // retain removes the files of segments that are no longer listed. Mappings of them stay valid.
 func (c *segmentCache) retain(names []string) {
 	entries, err := os.ReadDir(c.dir)

@@ -1,6 +1,7 @@
 package chunkstore
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/cespare/xxhash/v2"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/shalebackup/shale/chunkstore/backend"
@@ -52,6 +54,7 @@ type CheckReport struct {
 	Chunks    int64    `json:"chunks"`     // index entries
 	Unused    int64    `json:"unused"`     // index entries that no backup refers to
 	Unindexed int      `json:"unindexed"`  // packs that no index segment names; an interrupted backup leaves such
+	Healed    int      `json:"healed"`     // local copies of segments that had gone bad and were fetched anew
 	BytesRead int64    `json:"bytes_read"` // of packs
 	Damage    []Damage `json:"damage"`
 }
@@ -59,19 +62,30 @@ type CheckReport struct {
 // Check examines the repository and reports what is damaged and which backups that touches. The error is of the check itself;
 // damage is in the report.
 func (r *Repository) Check(ctx context.Context, o CheckOptions) (*CheckReport, error) {
-	if err := r.index.refresh(ctx); err != nil {
+	// Backups are listed first: what they need is in the index before them, also when others back up meanwhile.
+	records, err := r.listBackups(ctx, prefixBackups)
+	if err != nil {
+		return nil, err
+	}
+	err = r.index.refresh(ctx)
+	var healed int
+	if err == nil {
+		healed, err = r.index.heal(ctx)
+	}
+	if err != nil {
 		if errors.Is(err, ErrCorrupt) {
 			return nil, fmt.Errorf("the index cannot be read, 'repo reindex' makes it anew: %w", err)
 		}
 		return nil, err
 	}
-	c := &check{r: r, o: o, segs: r.index.snapshot(), bad: map[key]int{}}
+	c := &check{r: r, o: o, backupObjects: records, segs: r.index.snapshot(), bad: map[key]int{}}
+	c.report.Healed = healed
 	c.report.Segments = len(c.segs)
 	for _, s := range c.segs {
 		c.seen = append(c.seen, make([]atomic.Uint64, (s.count+63)/64))
 		c.report.Chunks += int64(s.count)
 	}
-	for _, step := range []func(context.Context) error{c.index, c.packs, c.content, c.backups, c.unused} {
+	for _, step := range []func(context.Context) error{c.packs, c.content, c.backups, c.unused} {
 		if err := step(ctx); err != nil {
 			return nil, err
 		}
@@ -80,12 +94,13 @@ func (r *Repository) Check(ctx context.Context, o CheckOptions) (*CheckReport, e
 }
 
 type check struct {
-	r       *Repository
-	o       CheckOptions
-	segs    []*segment
-	seen    [][]atomic.Uint64 // a bit for each entry of each segment: some backup refers to it
-	ok      map[packID]int64  // packs that are there, and their lengths
-	objects []backend.Object  // the packs listed
+	r             *Repository
+	o             CheckOptions
+	backupObjects []string // names of the backup records
+	segs          []*segment
+	seen          [][]atomic.Uint64 // a bit for each entry of each segment: some backup refers to it
+	ok            map[packID]int64  // packs that are there, and their lengths
+	objects       []backend.Object  // the packs listed
 
 	mu     sync.Mutex // guards the two below
 	report CheckReport
@@ -104,24 +119,12 @@ func (c *check) damage(object string, off int64, err error) int {
 	return len(c.report.Damage) - 1
 }
 
+// damageRecord notes damage of the record of id, and that what needs it cannot be read.
 func (c *check) damageRecord(id *ID, object string, off int64, err error) {
 	n := c.damage(object, off, err)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.bad[id.key()] = n
-}
-
-// index checks the segments as this process uses them: a cached copy that went bad is noticed here.
-func (c *check) index(ctx context.Context) error {
-	for _, s := range c.segs {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		if err := verifySegment(s); err != nil {
-			c.damage(s.name, 0, fmt.Errorf("local copy: %w", err))
-		}
-	}
-	return nil
 }
 
 // packs checks that every pack that the index names is there in its full length.
@@ -138,41 +141,49 @@ func (c *check) packs(ctx context.Context) error {
 		return fmt.Errorf("list packs: %w", err)
 	}
 	c.report.Packs = len(c.objects)
-	named := map[packID]bool{}
+	named := map[packID]int{} // by its damage, -1 for none
 	for _, s := range c.segs {
-		gone := map[uint32]int{}
 		for i := range s.packs {
 			p := s.pack(i)
-			size, ok := c.ok[p.id]
-			switch {
-			case named[p.id]:
-			case !ok:
-				gone[uint32(i)] = c.damage(p.id.object(p.kind), 0, errors.New("pack is missing"))
-			case size != p.size:
-				gone[uint32(i)] = c.damage(p.id.object(p.kind), 0, fmt.Errorf("pack has %d bytes, the index says %d", size, p.size))
+			if _, ok := named[p.id]; ok {
+				continue
 			}
-			named[p.id] = true
+			named[p.id] = -1
+			if size, ok := c.ok[p.id]; !ok {
+				named[p.id] = c.damage(p.id.object(p.kind), 0, errors.New("pack is missing"))
+			} else if size != p.size {
+				named[p.id] = c.damage(p.id.object(p.kind), min(size, p.size), fmt.Errorf("pack has %d bytes, the index says %d", size, p.size))
+			}
 		}
-		if len(gone) > 0 {
-			c.lost(s, gone)
+	}
+	if len(c.report.Damage) > 0 {
+		for _, s := range c.segs {
+			c.lost(s, named)
 		}
 	}
 	for id := range c.ok {
-		if !named[id] {
+		if _, ok := named[id]; !ok {
 			c.report.Unindexed++
 		}
 	}
 	return ctx.Err()
 }
 
-// lost marks all records of a segment's missing packs.
-func (c *check) lost(s *segment, gone map[uint32]int) {
+// lost marks the records of a segment that lie in missing packs, or behind the end of packs that are too short.
+func (c *check) lost(s *segment, named map[packID]int) {
 	for i := range s.count {
 		e := s.entryAt(i)
-		if n, ok := gone[e.pack]; ok {
+		id := s.pack(int(e.pack)).id
+		if n := named[id]; n >= 0 && int64(e.off)+int64(e.stored) > c.ok[id] && c.inUse(e.key, id, e.off) {
 			c.bad[e.key] = n
 		}
 	}
+}
+
+// inUse reports whether readers find the record of k at off of that pack, and not another copy of it elsewhere.
+func (c *check) inUse(k key, pack packID, off uint32) bool {
+	l, ok := c.r.index.lookup(&k)
+	return ok && l.pack.id == pack && l.off == off
 }
 
 // content reads every pack, when the level asks for it.
@@ -227,31 +238,34 @@ func (c *check) pack(ctx context.Context, o backend.Object) error {
 	if err != nil {
 		return err
 	}
-	return c.records(ctx, o, t.header.salt, t.entries)
+	return c.records(ctx, o, t)
 }
 
 // indexedRecords checks the records of a pack whose own table is unusable, as far as the index knows them.
 func (c *check) indexedRecords(ctx context.Context, o backend.Object) error {
 	id, _, _ := parsePackObject(o.Name)
+	var entries []tableEntry
 	for _, s := range c.segs {
 		for n := range s.packs {
-			p := s.pack(n)
-			if p.id != id || p.size != o.Size {
-				continue
+			if s.pack(n).id == id {
+				entries = s.appendPackEntries(entries, uint32(n))
 			}
-			var entries []tableEntry
-			for i := range s.count {
-				if e := s.entryAt(i); int(e.pack) == n {
-					t := tableEntry{off: e.off, stored: e.stored, raw: e.raw, codec: e.codec}
-					copy(t.id[:], e.key[:])
-					entries = append(entries, t)
-				}
-			}
-			slices.SortFunc(entries, func(a, b tableEntry) int { return int(a.off) - int(b.off) })
-			return c.sums(ctx, o, entries)
 		}
 	}
-	return nil
+	slices.SortFunc(entries, func(a, b tableEntry) int { return cmp.Compare(a.off, b.off) })
+	return c.sums(ctx, o, entries)
+}
+
+// appendPackEntries appends the entries of the segment's pack number n; of each ID only the key is known.
+func (s *segment) appendPackEntries(entries []tableEntry, n uint32) []tableEntry {
+	for i := range s.count {
+		if e := s.entryAt(i); e.pack == n {
+			t := tableEntry{off: e.off, stored: e.stored, raw: e.raw, codec: e.codec}
+			copy(t.id[:], e.key[:])
+			entries = append(entries, t)
+		}
+	}
+	return entries
 }
 
 // sums checks only the checksums: of these entries the whole ID is not known.
@@ -260,6 +274,9 @@ func (c *check) sums(ctx context.Context, o backend.Object, entries []tableEntry
 	defer c.r.putBuf(buf)
 	for i := range entries {
 		e := &entries[i]
+		if int64(e.off)+int64(e.stored) > o.Size {
+			continue // known to be lost
+		}
 		*buf = slices.Grow((*buf)[:0], int(e.stored))[:e.stored]
 		err := c.r.be.ReadAt(ctx, o.Name, *buf, int64(e.off))
 		if err == nil {
@@ -268,18 +285,31 @@ func (c *check) sums(ctx context.Context, o backend.Object, entries []tableEntry
 			return err
 		}
 		if err != nil {
-			c.damageRecord(&e.id, o.Name, int64(e.off), err)
+			c.badRecord(e, o, err)
 		}
 	}
 	return nil
 }
 
+// badRecord notes a record that is not what was written. Where readers find the chunk in another pack, no backup loses by it.
+func (c *check) badRecord(e *tableEntry, o backend.Object, err error) {
+	id, _, _ := parsePackObject(o.Name)
+	if c.inUse(e.id.key(), id, e.off) {
+		c.damageRecord(&e.id, o.Name, int64(e.off), err)
+	} else {
+		c.damage(o.Name, int64(e.off), err)
+	}
+}
+
 // records checks the records of a pack, some megabytes at a time.
-func (c *check) records(ctx context.Context, o backend.Object, salt [saltLen]byte, entries []tableEntry) error {
-	bx, err := c.r.sealer.box(salt)
+func (c *check) records(ctx context.Context, o backend.Object, t *packTable) error {
+	bx, err := c.r.sealer.box(t.header.salt)
 	if err != nil {
 		return err
 	}
+	entries, sound := t.entries, true
+	var body xxhash.Digest
+	body.Reset()
 	buf, plain := c.r.getBuf(0), c.r.getBuf(0)
 	defer c.r.putBuf(buf)
 	defer c.r.putBuf(plain)
@@ -296,10 +326,15 @@ func (c *check) records(ctx context.Context, o backend.Object, salt [saltLen]byt
 		for i := range entries[:n] {
 			e := &entries[i]
 			if err := c.record((*buf)[e.off-from:][:e.stored], bx, e, o, plain); err != nil {
-				c.damageRecord(&e.id, o.Name, int64(e.off), err)
+				sound = false
+				c.badRecord(e, o, err)
 			}
+			_, _ = body.Write((*buf)[e.off-from:][:8])
 		}
 		entries = entries[n:]
+	}
+	if sound && body.Sum64() != t.trailer.bodySum {
+		c.damage(o.Name, int64(t.trailer.tableOff), errors.New("records are not those that the trailer vouches for"))
 	}
 	return nil
 }

@@ -28,7 +28,7 @@ func (c *check) backups(ctx context.Context) error {
 func (c *check) walkAll(ctx context.Context, full bool) error {
 	c.report.Backups = 0
 	volumes := map[string]bool{}
-	return c.r.WalkBackups(ctx, "", func(object string, b *Backup, err error) error {
+	return c.r.walkBackups(ctx, c.backupObjects, func(object string, b *Backup, err error) error {
 		c.report.Backups++
 		if errors.Is(err, ErrCorrupt) || errors.Is(err, ErrUnsupported) {
 			c.damage(object, 0, err)
@@ -71,7 +71,7 @@ type checkWalk struct {
 	b       *Backup
 	blob    *Blob
 	full    bool  // also what was seen before
-	skipped bool  // some subtree was: data does not count it
+	skipped bool  // some subtree was, or cannot be read: data does not count it
 	data    int64 // bytes of chunks
 }
 
@@ -118,10 +118,12 @@ func (w *checkWalk) subtree(ctx context.Context, id ID, level int, number int64)
 	}
 	known, seen := w.c.mark(&id)
 	if n, bad := w.c.bad[id.key()]; bad {
+		w.skipped = true
 		w.touch(n, from, end)
 		return nil
 	}
 	if !known {
+		w.skipped = true
 		w.lost(&id, "tree node", from, end)
 		return nil
 	}
@@ -136,6 +138,7 @@ func (w *checkWalk) subtree(ctx context.Context, id ID, level int, number int64)
 		err = w.node(ctx, id, level, number)
 	}
 	if errors.Is(err, ErrCorrupt) || errors.Is(err, ErrNotFound) {
+		w.skipped = true
 		w.c.damageRecord(&id, "", 0, err)
 		w.touch(w.c.bad[id.key()], from, end)
 		return nil

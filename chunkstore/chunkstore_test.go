@@ -1,4 +1,4 @@
-package chunkstore_test
+package chunkstore
 
 import (
 	"bytes"
@@ -6,22 +6,21 @@ import (
 	"math/rand/v2"
 	"testing"
 
-	"github.com/shalebackup/shale/chunkstore"
 	"github.com/shalebackup/shale/chunkstore/backend"
 	"github.com/shalebackup/shale/chunkstore/backend/mem"
 )
 
 // openTest makes a repository at be, if there is none, and opens it. The test's clean-up checks it down to the data.
-func openTest(t *testing.T, be backend.Backend, o chunkstore.Options) *chunkstore.Repository {
+func openTest(t *testing.T, be backend.Backend, o Options) *Repository {
 	t.Helper()
 	ctx := context.Background()
-	_, _ = chunkstore.Init(ctx, be, chunkstore.InitOptions{SpanBytes: 1 << 20, PackBytes: 1 << 20})
-	r, err := chunkstore.Open(ctx, be, o)
+	_, _ = Init(ctx, be, InitOptions{SpanBytes: 1 << 20, PackBytes: 1 << 20})
+	r, err := Open(ctx, be, o)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		rep, err := r.Check(ctx, chunkstore.CheckOptions{Level: chunkstore.CheckData})
+		rep, err := r.Check(ctx, CheckOptions{Level: CheckData})
 		if err != nil {
 			t.Errorf("check: %v", err)
 		} else if len(rep.Damage) > 0 {
@@ -34,51 +33,77 @@ func openTest(t *testing.T, be backend.Backend, o chunkstore.Options) *chunkstor
 	return r
 }
 
-// putImage stores a whole image and returns its blob; spans equal to the base's are not set.
-func putImage(t *testing.T, r *chunkstore.Repository, w *chunkstore.Writer, img []byte, base *chunkstore.Blob) chunkstore.BlobRef {
+// putImage is storeImage for tests that expect no error.
+func putImage(t *testing.T, r *Repository, w *Writer, img []byte, base *Blob) BlobRef {
 	t.Helper()
-	ctx := t.Context()
-	b, err := w.NewBlob(ctx, int64(len(img)), base)
-	if err != nil {
-		t.Fatal(err)
-	}
-	n := r.SpanBytes()
-	for span := int64(0); span*int64(n) < int64(len(img)); span++ {
-		off := span * int64(n)
-		p := img[off:min(off+int64(n), int64(len(img)))]
-		var before []chunkstore.Chunk
-		if base != nil && off < base.Size() {
-			if before, err = base.SpanChunks(ctx, nil, span); err != nil {
-				t.Fatal(err)
-			}
-		}
-		var chunks []chunkstore.Chunk
-		for pos := 0; pos < len(p); {
-			end, hole, err := r.Cutter().Next(p, pos, nil)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if !hole {
-				id, err := w.PutChunk(ctx, p[pos:end])
-				if err != nil {
-					t.Fatal(err)
-				}
-				chunks = append(chunks, chunkstore.Chunk{Off: off + int64(pos), Len: end - pos, ID: id})
-			}
-			pos = end
-		}
-		if err := b.SetSpan(ctx, span, chunks, before); err != nil {
-			t.Fatal(err)
-		}
-		if err := b.Advance(ctx, span+1); err != nil {
-			t.Fatal(err)
-		}
-	}
-	ref, err := b.Finish(ctx)
+	ref, err := storeImage(t.Context(), r, w, img, base, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return ref
+}
+
+// storeImage stores an image and returns its blob. Of an image with a base, only the spans that changed says are cut, all
+// when it is nil.
+func storeImage(ctx context.Context, r *Repository, w *Writer, img []byte, base *Blob, changed func(span int64) bool) (BlobRef, error) {
+	b, err := w.NewBlob(ctx, int64(len(img)), base)
+	if err != nil {
+		return BlobRef{}, err
+	}
+	n := int64(r.SpanBytes())
+	for span := int64(0); span*n < int64(len(img)); span++ {
+		if changed != nil && !changed(span) {
+			continue
+		}
+		var before []Chunk
+		if base != nil && span*n < base.Size() {
+			if before, err = base.SpanChunks(ctx, nil, span); err != nil {
+				return BlobRef{}, err
+			}
+		}
+		chunks, err := storeSpan(ctx, r, w, img[span*n:min(span*n+n, int64(len(img)))], span*n)
+		if err != nil {
+			return BlobRef{}, err
+		}
+		if err := b.SetSpan(ctx, span, chunks, before); err != nil {
+			return BlobRef{}, err
+		}
+		if err := b.Advance(ctx, span+1); err != nil {
+			return BlobRef{}, err
+		}
+	}
+	return b.Finish(ctx)
+}
+
+// storeSpan cuts and stores the span p that lies at off.
+func storeSpan(ctx context.Context, r *Repository, w *Writer, p []byte, off int64) (chunks []Chunk, err error) {
+	for pos := 0; pos < len(p); {
+		end, hole, err := r.Cutter().Next(p, pos, nil)
+		if err != nil {
+			return nil, err
+		}
+		if !hole {
+			id, err := w.PutChunk(ctx, p[pos:end])
+			if err != nil {
+				return nil, err
+			}
+			chunks = append(chunks, Chunk{Off: off + int64(pos), Len: end - pos, ID: id})
+		}
+		pos = end
+	}
+	return chunks, nil
+}
+
+// mustReadBlob reads a blob whole and compares.
+func mustReadBlob(t *testing.T, r *Repository, ref BlobRef, want []byte) {
+	t.Helper()
+	got := make([]byte, ref.Size)
+	if _, err := r.OpenBlob(ref).ReadAt(context.Background(), got, 0); err != nil && len(want) > 0 {
+		t.Fatalf("read blob %+v: %v", ref, err)
+	}
+	if !bytes.Equal(got, want) {
+		t.Fatalf("blob %+v is not what was stored", ref)
+	}
 }
 
 // sparseImage is a random image: about half holes, the rest random or repeated bytes.
@@ -101,17 +126,17 @@ func sparseImage(rnd *rand.Rand, size int) []byte {
 
 func TestBackupAndReadBack(t *testing.T) {
 	be := mem.New()
-	r := openTest(t, be, chunkstore.Options{CacheDir: t.TempDir()})
+	r := openTest(t, be, Options{CacheDir: t.TempDir()})
 	rnd := rand.New(rand.NewPCG(1, 2))
 	img := sparseImage(rnd, 5<<20+12345)
 	ctx := t.Context()
-	w, err := r.NewWriter(ctx, chunkstore.WriterOptions{})
+	w, err := r.NewWriter(ctx, WriterOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer w.Close()
 	ref := putImage(t, r, w, img, nil)
-	rec := &chunkstore.Backup{Volume: "vol1", Blob: ref}
+	rec := &Backup{Volume: "vol1", Blob: ref}
 	if err := w.PutBackup(ctx, rec); err != nil {
 		t.Fatal(err)
 	}
@@ -123,7 +148,7 @@ func TestBackupAndReadBack(t *testing.T) {
 		t.Fatal("what was read is not what was stored")
 	}
 	// A second repository handle, without a cache, sees the same.
-	r2 := openTest(t, be, chunkstore.Options{})
+	r2 := openTest(t, be, Options{})
 	list, err := r2.ListBackups(ctx, "")
 	if err != nil || len(list) != 1 || list[0].ID != rec.ID {
 		t.Fatalf("backups: %v, %v", list, err)
@@ -133,7 +158,7 @@ func TestBackupAndReadBack(t *testing.T) {
 		t.Fatalf("second handle: %v", err)
 	}
 	// The same content again: same root, nothing new.
-	w2, err := r2.NewWriter(ctx, chunkstore.WriterOptions{})
+	w2, err := r2.NewWriter(ctx, WriterOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -148,17 +173,17 @@ func TestBackupAndReadBack(t *testing.T) {
 
 func TestRootIsAFunctionOfContent(t *testing.T) {
 	be := mem.New()
-	r := openTest(t, be, chunkstore.Options{})
+	r := openTest(t, be, Options{})
 	ctx := t.Context()
 	rnd := rand.New(rand.NewPCG(3, 4))
-	w, err := r.NewWriter(ctx, chunkstore.WriterOptions{})
+	w, err := r.NewWriter(ctx, WriterOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer w.Close()
 	sizes := []int{0, 1, 4096, 1 << 20, 1<<20 + 1, 64 << 20, 64<<20 + 5000, 70 << 20, 3 << 20}
 	var prev []byte
-	var base *chunkstore.Blob
+	var base *Blob
 	for i, size := range sizes {
 		img := make([]byte, size)
 		copy(img, prev)
@@ -185,7 +210,7 @@ func TestRootIsAFunctionOfContent(t *testing.T) {
 }
 
 // checkDiff checks that outside the diff's ranges the two images are equal.
-func checkDiff(t *testing.T, cur, base *chunkstore.Blob, img, prev []byte) {
+func checkDiff(t *testing.T, cur, base *Blob, img, prev []byte) {
 	t.Helper()
 	mask := make([]bool, max(len(img), len(prev)))
 	last := int64(-1)

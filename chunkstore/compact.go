@@ -28,6 +28,8 @@ func newRun() (uint64, error) {
 // CompactIndex merges index segments when there are many, so that their number grows with the logarithm of the repository.
 // The merged ones are removed after what replaces them is durable; whoever has listed but not read them lists again.
 func (r *Repository) CompactIndex(ctx context.Context) error {
+	r.index.changing.Lock()
+	defer r.index.changing.Unlock()
 	for {
 		merge := mergeable(r.index.snapshot())
 		if merge == nil {
@@ -64,11 +66,16 @@ func mergeable(segs []*segment) []*segment {
 	return nil
 }
 
-// merge writes one run in place of the given segments.
+// merge writes one run in place of the given segments. The caller holds changing.
 func (x *index) merge(ctx context.Context, in []*segment) error {
 	run, err := newRun()
 	if err != nil {
 		return err
+	}
+	for i, s := range in { // a local copy that has gone bad must not get into the repository
+		if in[i], _, err = x.sound(ctx, s); err != nil {
+			return err
+		}
 	}
 	m := newSegmentMerge(in)
 	var out []*segment
@@ -134,8 +141,7 @@ func (m *segmentMerge) Pop() any {
 	return last
 }
 
-// next returns up to limit merged entries and the packs that they count in. An entry that lies outside its pack, as in a
-// damaged cache, is an error: it must not get into the repository.
+// next returns up to limit merged entries and the packs that they count in. An entry that lies outside its pack is an error.
 func (m *segmentMerge) next(ctx context.Context, limit int) (packs []packRef, entries []indexEntry, err error) {
 	number := map[packID]uint32{}
 	for len(m.cursors) > 0 && len(entries) < limit {

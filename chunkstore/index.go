@@ -19,12 +19,16 @@ type index struct {
 	r     *Repository
 	cache *segmentCache // nil: segments are kept on the heap
 
-	mu      sync.RWMutex // guards all below
-	segs    []*segment   // those listed at the last refresh, and our own since
-	old     []*segment   // no longer listed, perhaps still in use: their memory stays until close
-	pending map[key]indexEntry
-	packs   []packRef // of pending
-	gen     uint64    // counts changes of segs
+	// changing is held, also during I/O, by whoever replaces segments: a refresh, a flush or a merge. It is taken before mu.
+	changing sync.Mutex
+
+	mu        sync.RWMutex // guards all below
+	segs      []*segment   // those listed at the last refresh, and our own since
+	old       []*segment   // no longer listed, perhaps still in use: their memory stays until close
+	pending   map[key]indexEntry
+	packs     []packRef // of pending
+	begun     uint64    // refreshes begun
+	refreshed uint64    // the last refresh that succeeded, by its number
 }
 
 func newIndex(r *Repository) (*index, error) {
@@ -93,8 +97,10 @@ func (x *index) addPending(p packRef, entries []tableEntry) int {
 	return len(x.pending)
 }
 
-// flush writes what is pending as a segment. Only one flush may run at a time; lookups go on.
+// flush writes what is pending as a segment. Lookups go on.
 func (x *index) flush(ctx context.Context) (stored int64, err error) {
+	x.changing.Lock()
+	defer x.changing.Unlock()
 	x.mu.RLock()
 	packs := slices.Clone(x.packs)
 	entries := make([]indexEntry, 0, len(x.pending))
@@ -116,7 +122,6 @@ func (x *index) flush(ctx context.Context) (stored int64, err error) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.segs = append(x.segs, seg)
-	x.gen++
 	for k, e := range x.pending { // what came while we wrote stays, renumbered
 		if int(e.pack) < len(packs) {
 			delete(x.pending, k)
@@ -155,10 +160,38 @@ func (x *index) keep(name string, data []byte) (*segment, error) {
 
 // refresh makes the segments those that the backend lists.
 func (x *index) refresh(ctx context.Context) error {
+	return x.refreshAfter(ctx, x.refreshes())
+}
+
+// refreshes counts the refreshes begun.
+func (x *index) refreshes() uint64 {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return x.begun
+}
+
+// refreshAfter is refresh, unless one has succeeded that began after number seen: many who miss something share one.
+func (x *index) refreshAfter(ctx context.Context, seen uint64) error {
+	x.changing.Lock()
+	defer x.changing.Unlock()
+	x.mu.Lock()
+	done := x.refreshed > seen
+	x.begun++
+	begun := x.begun
+	x.mu.Unlock()
+	if done {
+		return nil
+	}
 	for try := 0; ; try++ {
 		err := x.refreshOnce(ctx)
+		if err == nil {
+			x.mu.Lock()
+			x.refreshed = begun
+			x.mu.Unlock()
+			return nil
+		}
 		// A segment that went between listing and reading was merged into another by some writer: list again.
-		if err == nil || try == 3 || !errors.Is(err, backend.ErrNotExist) {
+		if try == 3 || !errors.Is(err, backend.ErrNotExist) {
 			return err
 		}
 	}
@@ -207,7 +240,6 @@ func (x *index) refreshOnce(ctx context.Context) error {
 		x.old = append(x.old, s)
 	}
 	x.segs = segs
-	x.gen++
 	if x.cache != nil {
 		x.cache.retain(names)
 	}
@@ -239,6 +271,47 @@ func (x *index) fetch(ctx context.Context, name string) (*segment, error) {
 		return nil, &CorruptError{Object: name, Err: err}
 	}
 	return x.keep(name, data)
+}
+
+// sound returns s, or what the backend has where the local copy has gone bad. The caller holds changing.
+func (x *index) sound(ctx context.Context, s *segment) (_ *segment, healed bool, err error) {
+	if verifySegment(s) == nil {
+		return s, false, nil
+	}
+	if x.cache != nil {
+		x.cache.remove(s.name)
+	}
+	fresh, err := x.fetch(ctx, s.name)
+	if err != nil {
+		return nil, false, err
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.segs = slices.Clone(x.segs)
+	if i := slices.Index(x.segs, s); i >= 0 {
+		x.segs[i] = fresh
+		x.old = append(x.old, s)
+	}
+	return fresh, true, nil
+}
+
+// heal replaces local copies of segments that have gone bad, and returns their number.
+func (x *index) heal(ctx context.Context) (healed int, err error) {
+	x.changing.Lock()
+	defer x.changing.Unlock()
+	for _, s := range x.snapshot() {
+		if err := ctx.Err(); err != nil {
+			return healed, err
+		}
+		_, bad, err := x.sound(ctx, s)
+		if err != nil {
+			return healed, err
+		}
+		if bad {
+			healed++
+		}
+	}
+	return healed, nil
 }
 
 // snapshot returns the current segments, for walks over all entries. They stay valid until close.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
@@ -30,14 +31,32 @@ func openJournal(cacheDir, repoID string) (*journal, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	f, err := os.CreateTemp(dir, "packs-*")
+	for {
+		f, err := os.CreateTemp(dir, "packs-*")
+		if err != nil {
+			return nil, err
+		}
+		if locked, err := lockNew(f); err != nil {
+			return nil, errors.Join(err, f.Close(), os.Remove(f.Name()))
+		} else if locked {
+			return &journal{dir: dir, file: f}, nil
+		}
+		_ = f.Close() // another Writer took it for a dead one's: make a new one
+	}
+}
+
+// lockNew locks the journal f, which is new; false when another Writer was quicker.
+func lockNew(f *os.File) (bool, error) {
+	err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return false, nil
+	}
 	if err != nil {
-		return nil, err
+		return false, err
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return nil, errors.Join(err, f.Close(), os.Remove(f.Name()))
-	}
-	return &journal{dir: dir, file: f}, nil
+	var st unix.Stat_t
+	err = unix.Fstat(int(f.Fd()), &st)
+	return st.Nlink > 0, err
 }
 
 // add notes that the object is stored.
@@ -47,6 +66,9 @@ func (j *journal) add(object string) error {
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	if j.file == nil {
+		return os.ErrClosed
+	}
 	_, err := j.file.WriteString(object + "\n")
 	return err
 }
@@ -59,7 +81,7 @@ func (j *journal) settle() error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	for _, path := range j.dead {
-		_ = os.Remove(path) // if it stays, its packs are found indexed next time
+		removeDeadJournal(path)
 	}
 	j.dead = nil
 	if err := j.file.Truncate(0); err != nil {
@@ -123,6 +145,18 @@ func readDeadJournal(path string) ([]string, error) {
 	return lines, s.Err()
 }
 
+// removeDeadJournal removes a journal that nobody has locked. If it stays, its packs are found indexed next time.
+func removeDeadJournal(path string) {
+	f, err := os.Open(path)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil { // else it was new when we read it, and is in use now
+		_ = os.Remove(path)
+	}
+}
+
 // adopt makes the packs of dead Writers known, as if this one had just stored them.
 func (w *Writer) adopt(ctx context.Context) error {
 	objects, err := w.journal.takeOver()
@@ -140,6 +174,9 @@ func (w *Writer) adopt(ctx context.Context) error {
 		}
 		if err != nil {
 			return fmt.Errorf("take over the interrupted backup's packs: %w", err)
+		}
+		if !slices.ContainsFunc(t.entries, func(e tableEntry) bool { k := e.id.key(); return !w.r.index.has(&k) }) {
+			continue // the Writer died between its index segment and the end of its journal
 		}
 		if err := w.journal.add(object); err != nil {
 			return err

@@ -31,6 +31,9 @@ const (
 	nodeFanout    = 1 << nodeFanoutLog
 	maxLevel      = 10 // 64^10 spans: more than an int64 of bytes can count
 
+	// maxBlobSize bounds a blob, in bytes, so that no sum of offsets overflows.
+	maxBlobSize = 1 << 56
+
 	tagLeaf = 'L'
 	tagNode = 'N'
 )

@@ -30,10 +30,11 @@ func (r *Repository) ReadChunk(ctx context.Context, id ID, dst []byte) ([]byte, 
 // locate looks the ID up, once more after a refresh: another host may have written it since.
 func (r *Repository) locate(ctx context.Context, what string, id *ID) (location, error) {
 	k := id.key()
+	seen := r.index.refreshes()
 	if l, ok := r.index.lookup(&k); ok {
 		return l, nil
 	}
-	if err := r.index.refresh(ctx); err != nil {
+	if err := r.index.refreshAfter(ctx, seen); err != nil {
 		return location{}, err
 	}
 	if l, ok := r.index.lookup(&k); ok {
@@ -134,9 +135,13 @@ func (r *Repository) readRun(ctx context.Context, chunks []Chunk, run []batchIte
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	first, last := &run[0].loc, &run[len(run)-1].loc
+	first := &run[0].loc
+	end := first.off
+	for i := range run { // by offset, but an index gone bad may let them overlap
+		end = max(end, run[i].loc.off+run[i].loc.stored)
+	}
 	object := first.pack.id.object(first.pack.kind)
-	buf := r.getBuf(int(last.off + last.stored - first.off))
+	buf := r.getBuf(int(end - first.off))
 	defer r.putBuf(buf)
 	if err := r.be.ReadAt(ctx, object, *buf, int64(first.off)); err != nil {
 		if len(run) > 1 { // so that damage costs only the chunks it touches

@@ -142,6 +142,9 @@ func verifySegment(s *segment) error {
 		if (p.kind != kindData && p.kind != kindTree) || p.size < packHeaderLen+trailerLen || p.size > maxPackLen {
 			return fmt.Errorf("pack %d of the segment cannot be: %v of %d bytes", i, p.kind, p.size)
 		}
+		if zero := s.data[segmentHeaderLen+i*segmentPackLen+49:][:7]; !isZero(zero) {
+			return fmt.Errorf("%w: pack %d of the segment has flags %x", ErrUnsupported, i, zero)
+		}
 	}
 	for i := range s.count {
 		if i > 0 && bytes.Compare(s.keyAt(i-1), s.keyAt(i)) >= 0 {
@@ -149,6 +152,9 @@ func verifySegment(s *segment) error {
 		}
 		if _, err := s.locationAt(i); err != nil {
 			return err
+		}
+		if zero := s.entries[(i+1)*segmentEntryLen-1]; zero != 0 {
+			return fmt.Errorf("%w: entry %d of the segment has flags %x", ErrUnsupported, i, zero)
 		}
 	}
 	return nil
@@ -186,7 +192,7 @@ func (s *segment) locationAt(i int) (location, error) {
 		return location{}, fmt.Errorf("index entry %d names pack %d of %d", i, e.pack, s.packs)
 	}
 	l := location{pack: s.pack(int(e.pack)), off: e.off, stored: e.stored, raw: e.raw, codec: e.codec}
-	if l.stored < recordHeaderLen || l.off < packHeaderLen || int64(l.off)+int64(l.stored) > l.pack.size {
+	if l.pack.size > maxPackLen || l.stored < recordHeaderLen || l.off < packHeaderLen || int64(l.off)+int64(l.stored) > l.pack.size {
 		return location{}, fmt.Errorf("index entry %d at %d of %d bytes lies outside its pack of %d", i, l.off, l.stored, l.pack.size)
 	}
 	return l, nil
@@ -210,7 +216,7 @@ func (s *segment) find(k *key) (int, bool) {
 		// Step a little to either side, so that the true place is likely between two probes.
 		at := lo + min(int(q), hi-lo-1)
 		v := binary.BigEndian.Uint64(s.keyAt(at))
-		slack := 1 + (hi-lo)>>10
+		slack := 1 << ((bits.Len(uint(hi-lo)) + 2) / 2)
 		if v < want {
 			lo, loVal = at+1, v
 			if p := at + slack; p < hi {

@@ -34,23 +34,29 @@ type WriterStats struct {
 // Writer stores chunks, tree nodes and, last, backup records. Safe for many goroutines. After an error it only repeats it.
 type Writer struct {
 	r       *Repository
+	ctx     context.Context // of uploads, which outlive the call that filled their pack
+	stop    context.CancelFunc
 	enc     encoder
 	data    *packStream
 	tree    *packStream
 	journal *journal
 	scratch sync.Pool // *[]byte
 
-	flushing sync.Mutex     // held while a segment is written
-	uploads  sync.WaitGroup // packs under way
+	// adding is read-held from the claim of a record until it is in a pack. Who holds it knows that every claimed record is in
+	// one, and that no upload begins.
+	adding  sync.RWMutex
+	uploads sync.WaitGroup // packs under way
 
-	mu       sync.Mutex // guards the two below
+	mu       sync.Mutex // guards the three below
 	err      error
+	closed   bool
 	inflight map[key]struct{} // being stored, not yet in the index
 
 	stats struct{ chunks, newChunks, newBytes, newNodes, stored, objects, adopted atomic.Int64 }
 }
 
-// NewWriter begins to write. It takes over the packs that an interrupted Writer of this host left behind.
+// NewWriter begins to write. It takes over the packs that an interrupted Writer of this host left behind. Packs are uploaded in the
+// background under ctx, which should live until Close; the contexts of other methods end only their own waiting.
 func (r *Repository) NewWriter(ctx context.Context, o WriterOptions) (*Writer, error) {
 	if o.Compression == "" {
 		o.Compression = r.cfg.Compression
@@ -63,15 +69,17 @@ func (r *Repository) NewWriter(ctx context.Context, o WriterOptions) (*Writer, e
 		o.Buffers = 3
 	}
 	w := &Writer{r: r, enc: enc, inflight: map[key]struct{}{}}
+	w.ctx, w.stop = context.WithCancel(ctx)
 	w.scratch.New = func() any { return new([]byte) }
 	w.data = newPackStream(w, kindData, r.cfg.PackBytes, o.Buffers)
 	w.tree = newPackStream(w, kindTree, min(treePackBytes, r.cfg.PackBytes), 2)
 	if r.opts.CacheDir != "" {
 		if w.journal, err = openJournal(r.opts.CacheDir, r.cfg.ID); err != nil {
+			w.stop()
 			return nil, fmt.Errorf("journal of this backup: %w", err)
 		}
 		if err := w.adopt(ctx); err != nil {
-			return nil, errors.Join(err, w.journal.close())
+			return nil, errors.Join(err, w.Close())
 		}
 	}
 	return w, nil
@@ -88,40 +96,53 @@ func (w *Writer) Stats() WriterStats {
 
 // PutChunk stores p, 1 byte to the repository's longest chunk, unless the repository has it. p is not kept.
 func (w *Writer) PutChunk(ctx context.Context, p []byte) (id ID, err error) {
+	if len(p) == 0 || len(p) > w.r.cfg.MaxChunk {
+		return id, fmt.Errorf("chunk of %d bytes; the repository takes 1 to %d", len(p), w.r.cfg.MaxChunk)
+	}
 	w.r.chunkIDs.id(&id, p)
 	w.stats.chunks.Add(1)
-	fresh, err := w.claim(&id)
-	if err != nil || !fresh {
-		return id, err
+	fresh, err := w.put(ctx, w.data, &id, p, w.enc)
+	if fresh {
+		w.stats.newChunks.Add(1)
+		w.stats.newBytes.Add(int64(len(p)))
 	}
-	w.stats.newChunks.Add(1)
-	w.stats.newBytes.Add(int64(len(p)))
-	return id, w.store(ctx, w.data, &id, p, w.enc)
+	return id, err
 }
 
 // putNode stores the encoded tree node b. Nodes are mostly IDs and not worth compressing.
 func (w *Writer) putNode(ctx context.Context, b []byte) (id ID, err error) {
 	w.r.nodeIDs.id(&id, b)
-	fresh, err := w.claim(&id)
-	if err != nil || !fresh {
-		return id, err
+	fresh, err := w.put(ctx, w.tree, &id, b, rawEncoder{})
+	if fresh {
+		w.stats.newNodes.Add(1)
 	}
-	w.stats.newNodes.Add(1)
-	return id, w.store(ctx, w.tree, &id, b, rawEncoder{})
+	return id, err
+}
+
+// put stores p unless id is known; fresh says that it was not.
+func (w *Writer) put(ctx context.Context, s *packStream, id *ID, p []byte, enc encoder) (fresh bool, err error) {
+	w.adding.RLock()
+	defer w.adding.RUnlock()
+	if fresh, err = w.claim(id); err != nil || !fresh {
+		return false, err
+	}
+	if err := w.store(ctx, s, id, p, enc); err != nil {
+		w.fail(err) // others were told that id is taken care of
+		return false, err
+	}
+	return true, nil
 }
 
 // claim reports whether the caller is to store id: nobody has it and nobody else is at it.
 func (w *Writer) claim(id *ID) (bool, error) {
 	k := id.key()
-	if w.r.index.has(&k) {
-		return false, nil
-	}
+	known := w.r.index.has(&k)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.err != nil {
 		return false, w.err
 	}
-	if _, ok := w.inflight[k]; ok {
+	if _, ok := w.inflight[k]; ok || known {
 		return false, nil
 	}
 	if w.r.index.has(&k) { // stored since we asked
@@ -157,7 +178,8 @@ func (w *Writer) failed() error {
 }
 
 // upload puts a finished pack and makes its records known. It runs in a goroutine of its own.
-func (w *Writer) upload(ctx context.Context, kind packKind, b *packBuilder) error {
+func (w *Writer) upload(kind packKind, b *packBuilder) error {
+	ctx := w.ctx
 	id, data := b.finish()
 	name := id.object(kind)
 	if err := w.r.be.Put(ctx, name, data); err != nil {
@@ -181,8 +203,6 @@ func (w *Writer) upload(ctx context.Context, kind packKind, b *packBuilder) erro
 }
 
 func (w *Writer) flushIndex(ctx context.Context) error {
-	w.flushing.Lock()
-	defer w.flushing.Unlock()
 	n, err := w.r.index.flush(ctx)
 	if n > 0 {
 		w.stats.stored.Add(n)
@@ -191,10 +211,12 @@ func (w *Writer) flushIndex(ctx context.Context) error {
 	return err
 }
 
-// Flush returns when everything put so far is durable and indexed.
+// Flush returns when everything put so far is durable and indexed. Other puts wait meanwhile.
 func (w *Writer) Flush(ctx context.Context) error {
+	w.adding.Lock()
+	defer w.adding.Unlock()
 	for _, s := range []*packStream{w.data, w.tree} {
-		if err := s.rotate(ctx); err != nil {
+		if err := s.rotate(); err != nil {
 			return err
 		}
 	}
@@ -209,10 +231,21 @@ func (w *Writer) Flush(ctx context.Context) error {
 	return w.journal.settle()
 }
 
-// Close waits for what is under way and gives up what is not yet in a pack. Call it also after Flush.
+// Close waits for what is under way and gives up what is not yet in a pack. Call it also after Flush; a second call does
+// nothing.
 func (w *Writer) Close() error {
 	w.fail(errors.New("writer is closed"))
+	w.adding.Lock()
+	defer w.adding.Unlock()
+	w.mu.Lock()
+	closed := w.closed
+	w.closed = true
+	w.mu.Unlock()
+	if closed {
+		return nil
+	}
 	w.uploads.Wait()
+	w.stop()
 	return w.journal.close()
 }
 
@@ -251,7 +284,7 @@ func (s *packStream) add(ctx context.Context, id *ID, payload []byte, codec Code
 	}
 	s.cur.add(id, payload, codec, rawLen)
 	if len(s.cur.buf) >= s.limit {
-		s.send(ctx)
+		s.send()
 	}
 	return nil
 }
@@ -270,27 +303,27 @@ func (s *packStream) begin(ctx context.Context) (*packBuilder, error) {
 }
 
 // send uploads the current pack in the background. The caller holds mu.
-func (s *packStream) send(ctx context.Context) {
+func (s *packStream) send() {
 	b := s.cur
 	s.cur = nil
 	s.w.uploads.Add(1)
 	go func() {
 		defer s.w.uploads.Done()
-		if err := s.w.upload(ctx, s.kind, b); err != nil {
+		if err := s.w.upload(s.kind, b); err != nil {
 			s.w.fail(err)
 		}
 		s.free <- b
 	}()
 }
 
-func (s *packStream) rotate(ctx context.Context) error {
+func (s *packStream) rotate() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.w.failed(); err != nil {
 		return err
 	}
 	if s.cur != nil {
-		s.send(ctx)
+		s.send()
 	}
 	return nil
 }
