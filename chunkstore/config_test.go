@@ -148,7 +148,7 @@ func TestInit(t *testing.T) {
 	}
 	be := mem.New()
 	c, err := Init(ctx, be, InitOptions{})
-	if err != nil || c.SpanBytes != 4<<20 || c.CutBits != 4 || c.MaxChunk != 256<<10 || c.PackBytes != 16<<20 || c.Compression != "zstd:1" {
+	if err != nil || c.SpanBytes != defaultSpan || c.CutBits != defaultCutBits || c.MaxChunk != defaultMaxChunk || c.PackBytes != defaultPack || c.Compression != DefaultCompression {
 		t.Fatalf("defaults: %+v, %v", c, err)
 	}
 	if _, err := Init(ctx, be, InitOptions{}); !errors.Is(err, ErrRepositoryExists) {
