@@ -105,7 +105,7 @@ func (f *imageFile) Read(ctx context.Context, dest []byte, off int64) (fuse.Read
 	v, err := m.view(req, off, int(n))
 	if err != nil {
 		t.faults.report(m.name, off, err)
-		return nil, errno(err)
+		return nil, t.errno(err)
 	}
 	if len(v.slices) > maxSlices {
 		data, _ := v.Bytes(dest)
@@ -137,7 +137,7 @@ func (f *imageFile) Lseek(ctx context.Context, off uint64, whence uint32) (uint6
 		return 0, syscall.ENXIO
 	}
 	f.node.tree.faults.report(m.name, int64(off), err)
-	return uint64(at), errno(err)
+	return uint64(at), f.node.tree.errno(err)
 }
 
 // Release ends what the file had under way.

@@ -3,7 +3,6 @@ package fusemount
 import (
 	"context"
 	"strings"
-	"sync"
 	"time"
 )
 
@@ -24,21 +23,33 @@ type remembered[T any] struct {
 	ask func(context.Context) (T, error)
 	ttl time.Duration // forever when negative
 
-	mu    sync.Mutex // guards what follows; held while asking, so that others wait for the answer
+	turn  chan struct{} // holds a token while somebody asks or looks; it guards what follows
 	value T
 	until time.Time
 	known bool
 }
 
+func remember[T any](ttl time.Duration, ask func(context.Context) (T, error)) *remembered[T] {
+	return &remembered[T]{ask: ask, ttl: ttl, turn: make(chan struct{}, 1)}
+}
+
 func (r *remembered[T]) get(ctx context.Context) (T, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+	var none T
+	select {
+	case r.turn <- struct{}{}:
+	default:
+		select {
+		case r.turn <- struct{}{}:
+		case <-ctx.Done():
+			return none, ctx.Err()
+		}
+	}
+	defer func() { <-r.turn }()
 	if r.known && (r.ttl < 0 || time.Now().Before(r.until)) {
 		return r.value, nil
 	}
 	value, err := r.ask(ctx)
 	if err != nil {
-		var none T
 		return none, err
 	}
 	r.value, r.known, r.until = value, true, time.Now().Add(r.ttl)

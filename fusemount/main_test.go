@@ -76,7 +76,7 @@ func sumMapped(path string) int {
 // servedImage is the one that serve shows as the only backup of "vol".
 func servedImage() (*rand.Rand, []byte) {
 	rng := rand.New(rand.NewPCG(5, 6))
-	return rng, randomImage(rng, 8<<20)
+	return rng, randomImage(rng, 4<<20)
 }
 
 func serve(dir string) int {

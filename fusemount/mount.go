@@ -22,7 +22,7 @@ type Options struct {
 	Source string
 	// AllowOther lets other users look into the mount. Without root it needs user_allow_other in /etc/fuse.conf.
 	AllowOther bool
-	// CacheBytes bounds the memory for decoded chunks; at least MinCacheBytes. Default 64 MiB.
+	// CacheBytes bounds the memory for decoded chunks; at least MinCacheBytes. Default 48 MiB.
 	CacheBytes int64
 	// Parallel is how many pieces are loaded ahead at the same time, for all readers together; 1 to 256. Default: the
 	// number of CPUs, but at least 4, since a remote store answers slowly however few the CPUs.
@@ -56,7 +56,7 @@ func (o *Options) check() error {
 		return fmt.Errorf("mount: Source %q has control characters", o.Source)
 	}
 	if o.CacheBytes == 0 {
-		o.CacheBytes = 64 << 20
+		o.CacheBytes = 48 << 20
 	}
 	if o.CacheBytes < MinCacheBytes || o.CacheBytes > 1<<40 {
 		return fmt.Errorf("mount: CacheBytes is %d, want %d or more", o.CacheBytes, MinCacheBytes)

@@ -37,7 +37,7 @@ var modes = []struct {
 func TestReadsMatchImage(t *testing.T) {
 	rng := seeded(t)
 	r := newFakeRepo(t)
-	b := r.add("vol", randomImage(rng, 24<<20+1234), rng)
+	b := r.add("vol", randomImage(rng, 10<<20+1234), rng)
 	for _, mode := range modes {
 		t.Run(mode.name, func(t *testing.T) {
 			mode.opts.CacheBytes = MinCacheBytes
@@ -164,10 +164,10 @@ func TestDamage(t *testing.T) {
 		t.Run(mode.name, func(t *testing.T) {
 			rng := seeded(t)
 			r := newFakeRepo(t)
-			image := make([]byte, 12<<20)
+			image := make([]byte, 6<<20)
 			fillText(rng, image)
 			b := r.add("vol", image, rng)
-			bad := b.damage(t, 5<<20)
+			bad := b.damage(t, 3<<20)
 			var log lockedBuilder
 			mode.opts.Log = slog.New(slog.NewTextHandler(&log, nil))
 			m := mountFake(t, r, mode.opts)

@@ -55,15 +55,24 @@ func (t *tree) own(out *fuse.Attr, mtime time.Time) {
 	out.Uid, out.Gid = t.uid, t.gid
 }
 
+// errno is the package's errno while the mount lives. After that an interrupted read must not look as if it could be tried
+// again.
+func (t *tree) errno(err error) syscall.Errno {
+	if err != nil && t.ctx.Err() != nil {
+		return syscall.ENOTCONN
+	}
+	return errno(err)
+}
+
 // rootNode is the mount point: a folder of volumes.
 type rootNode struct {
 	fs.Inode
 	tree  *tree
-	names remembered[map[string]bool]
+	names *remembered[map[string]bool]
 }
 
 func newRoot(t *tree) *rootNode {
-	return &rootNode{tree: t, names: remembered[map[string]bool]{ask: t.volumeNames, ttl: t.refresh}}
+	return &rootNode{tree: t, names: remember(t.refresh, t.volumeNames)}
 }
 
 func (n *rootNode) Getattr(_ context.Context, _ fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
@@ -86,7 +95,7 @@ func (n *rootNode) Lookup(ctx context.Context, name string, out *fuse.EntryOut) 
 	}
 	if err != nil {
 		n.tree.faults.report(name, 0, err)
-		return nil, errno(err)
+		return nil, n.tree.errno(err)
 	}
 	n.tree.dirAttr(&out.Attr, n.tree.started)
 	out.SetEntryTimeout(n.tree.refresh)
@@ -103,7 +112,7 @@ func (n *rootNode) Readdir(ctx context.Context) (fs.DirStream, syscall.Errno) {
 	names, err := n.names.get(req)
 	if err != nil {
 		n.tree.faults.report(".", 0, err)
-		return nil, errno(err)
+		return nil, n.tree.errno(err)
 	}
 	list := make([]fuse.DirEntry, 0, len(names))
 	for name := range names {
@@ -122,12 +131,12 @@ type volumeNode struct {
 	fs.Inode
 	tree *tree
 	name string
-	list remembered[backupList]
+	list *remembered[backupList]
 }
 
 func newVolume(t *tree, name string) *volumeNode {
 	ask := func(ctx context.Context) (backupList, error) { return t.backups(ctx, name) }
-	return &volumeNode{tree: t, name: name, list: remembered[backupList]{ask: ask, ttl: t.refresh}}
+	return &volumeNode{tree: t, name: name, list: remember(t.refresh, ask)}
 }
 
 func (n *volumeNode) Getattr(_ context.Context, _ fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
@@ -149,7 +158,7 @@ func (n *volumeNode) Lookup(ctx context.Context, name string, out *fuse.EntryOut
 	}
 	if err != nil {
 		n.tree.faults.report(n.name+"/"+name, 0, err)
-		return nil, errno(err)
+		return nil, n.tree.errno(err)
 	}
 	out.SetEntryTimeout(n.tree.refresh)
 	child := n.GetChild(name)
@@ -175,7 +184,7 @@ func (n *volumeNode) Readdir(ctx context.Context) (fs.DirStream, syscall.Errno) 
 	known, err := n.list.get(req)
 	if err != nil {
 		n.tree.faults.report(n.name, 0, err)
-		return nil, errno(err)
+		return nil, n.tree.errno(err)
 	}
 	list := make([]fuse.DirEntry, 0, len(known.byID)+1)
 	for id := range known.byID {
@@ -208,7 +217,7 @@ func (n *latestNode) newest(ctx context.Context) (Entry, syscall.Errno) {
 		err = errNoName
 	}
 	n.volume.tree.faults.report(n.volume.name+"/"+latestName, 0, err)
-	return list.newest, errno(err)
+	return list.newest, n.volume.tree.errno(err)
 }
 
 func (n *latestNode) Getattr(ctx context.Context, _ fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
@@ -229,7 +238,7 @@ type backupNode struct {
 	tree   *tree
 	volume string
 	entry  Entry
-	record remembered[contents]
+	record *remembered[contents]
 }
 
 // contents is a backup record, made ready to be shown.
@@ -240,7 +249,7 @@ type contents struct {
 
 func newBackup(t *tree, volume string, entry Entry) *backupNode {
 	n := &backupNode{tree: t, volume: volume, entry: entry}
-	n.record = remembered[contents]{ask: n.load, ttl: -1}
+	n.record = remember(-1, n.load)
 	return n
 }
 
@@ -305,7 +314,7 @@ func (n *backupNode) contents(ctx context.Context) (contents, syscall.Errno) {
 	defer req.end()
 	c, err := n.record.get(req)
 	n.tree.faults.report(n.path(), 0, err)
-	return c, errno(err)
+	return c, n.tree.errno(err)
 }
 
 func (n *backupNode) Readdir(ctx context.Context) (fs.DirStream, syscall.Errno) {

@@ -123,7 +123,8 @@ func TestNoSuchName(t *testing.T) {
 func TestLooksCostLittle(t *testing.T) {
 	rng := seeded(t)
 	r := newFakeRepo(t)
-	image := randomImage(rng, 1<<20)
+	image := make([]byte, 64<<10)
+	fillText(rng, image)
 	for range 100 {
 		r.add("vol", image, rng)
 	}
@@ -281,5 +282,43 @@ func TestBrokenRepository(t *testing.T) {
 				t.Errorf("%d errors logged, want %d:\n%s", n, want, log.String())
 			}
 		})
+	}
+}
+
+// TestHungListing: who waits for an answer that does not come can give up, and the next one asks again.
+func TestHungListing(t *testing.T) {
+	hung := make(chan struct{})
+	calls := 0
+	r := remember(time.Minute, func(ctx context.Context) (int, error) {
+		if calls++; calls == 1 {
+			close(hung)
+			<-ctx.Done()
+			return 0, ctx.Err()
+		}
+		return 7, nil
+	})
+	first, cancel := context.WithCancel(t.Context())
+	failed := make(chan error)
+	go func() {
+		_, err := r.get(first)
+		failed <- err
+	}()
+	<-hung
+	second, cancelSecond := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancelSecond()
+	if _, err := r.get(second); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("who waited got %v", err)
+	}
+	cancel()
+	if err := <-failed; !errors.Is(err, context.Canceled) {
+		t.Errorf("who asked got %v", err)
+	}
+	for range 2 {
+		if got, err := r.get(t.Context()); got != 7 || err != nil {
+			t.Errorf("the next one got %d, %v", got, err)
+		}
+	}
+	if calls != 2 {
+		t.Errorf("asked %d times, want 2", calls)
 	}
 }
