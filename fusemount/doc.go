@@ -42,7 +42,7 @@
 // # Page cache or not
 //
 // image.raw goes through the kernel's page cache. Past it (Options.DirectIO, or a reader's own O_DIRECT) a reader of 1 MiB
-// at a time was a fifth to a quarter faster, 2.4 against 1.9 GB/s, but one of 4 KiB six times slower, 0.15 against 0.8 GB/s,
+// at a time was a fifth to a quarter faster, 2.4 against 1.9 GB/s, but one of 4 KiB nine times slower, 0.15 against 1.3 GB/s,
 // since each read is then a request of its own; mapped files would need Linux 6.6, and nothing is kept between readers. Loop
 // devices work both ways. As root the mount's read-ahead in the kernel is raised from 128 KiB to 1 MiB: 1.8 against 1.4 GB/s,
 // with fewer requests. More than that gave 5 % and would make each page fault of a mapped file read as much.

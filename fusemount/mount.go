@@ -30,7 +30,7 @@ type Options struct {
 	// Refresh is how long a listing of volumes or of backups is believed: a new backup is seen no later. Default 2 s.
 	Refresh time.Duration
 	// DirectIO bypasses the kernel's page cache for every reader, as O_DIRECT does for one. It costs less CPU for readers
-	// that ask for much at once and far more for those that ask for little; see doc.go.
+	// that ask for much at once and far more for those that ask for little; see the package's comment.
 	DirectIO bool
 	// BusyGrace is how long a mount that is still in use is waited for when it is to go, before it is detached. Default 5 s.
 	BusyGrace time.Duration
@@ -38,7 +38,7 @@ type Options struct {
 	Log *slog.Logger
 	// SameProcess is for a process that itself reads what it mounts, as tests do: it makes sure that Go's poller does not
 	// wait for the server that it keeps from running. It has a price: a process that is killed while it waits for its own
-	// mount cannot die.
+	// mount cannot die until somebody runs umount -f. Mapping such a file in the same process can still stop it for good.
 	SameProcess bool
 	// Debug logs every FUSE request at debug level.
 	Debug bool
