@@ -10,6 +10,7 @@ import (
 	"github.com/shalebackup/shale/chunkstore"
 	"github.com/shalebackup/shale/engine"
 	"github.com/shalebackup/shale/engine/source"
+	"github.com/shalebackup/shale/thin/pool"
 )
 
 type createOptions struct {
@@ -20,6 +21,7 @@ type createOptions struct {
 	thinMetadata, thinData        string
 	thinID, thinBase              int64
 	metadataSnap, allowNeedsCheck bool
+	noSnapshot                    bool
 	size                          int64
 }
 
@@ -30,9 +32,17 @@ func newBackupCreateCommand(a *app) *cobra.Command {
 		Short: "Back up a volume",
 		Long: `Back up a volume, and print the backup's URL on the last line.
 
-SOURCE is an image or a block device. Holes are neither read nor stored. On XFS and btrfs an image is compared with the
-image of the earlier backup (--base-image, if it was moved) by the places of their bytes: make each day's image a
-reflinked copy (cp --reflink), and only what changed is read.
+SOURCE is a thin volume, an image, or a block device.
+
+A thin volume is named as device-mapper or LVM name it: home, vg0/home, /dev/mapper/home, /dev/vg0/home. It may be in use: shale takes
+a snapshot of it, with its file system frozen for that moment, and reads that. The snapshot is kept for the next backup, which then
+reads only what changed, and removes it when it has one of its own. (For LVM's: lvs @shale lists them.) With --no-snapshot SOURCE is
+itself a snapshot, or another volume that is not active or read-only, and is read as it is; in a pool that is read-only or out of
+space this is what is left.
+
+Of an image or a block device, which nobody may write meanwhile, holes are neither read nor stored. On XFS and btrfs an image is
+compared with the image of the earlier backup (--base-image, if it was moved) by the places of their bytes: make each day's image
+a reflinked copy (cp --reflink), and only what changed is read.
 
 A device of a thin pool that is not active, or of a captured copy, is given by its metadata and data instead of SOURCE:
 --thin-metadata, --thin-data and --thin-id. --thin-base is the device, a snapshot nobody wrote to, that an earlier backup
@@ -40,7 +50,9 @@ of the volume was made from: then only what changed between the two is read.
 
 Without --base the newest earlier backup serves that can be compared with. When there is none, everything is read, and it is said
 why; what the repository has is not stored again.`,
-		Example: `  shale backup create /srv/images/db.raw --dest /srv/backups --volume db
+		Example: `  shale backup create vg0/db --dest /srv/backups --volume db
+  shale backup create /dev/mapper/db-monday --no-snapshot --dest /srv/backups --volume db
+  shale backup create /srv/images/db.raw --dest /srv/backups --volume db
   shale backup create --thin-metadata meta.img --thin-data data.img --thin-id 3 --thin-base 2 --volume db --dest /srv/backups`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return a.backupCreate(cmd, args, o) },
@@ -50,6 +62,7 @@ why; what the repository has is not stored again.`,
 	f.StringVar(&o.volume, "volume", "", "the volume's name in the repository (required)")
 	f.StringVar(&o.base, "base", "", "URL or ID of the backup to compare with (default: the newest that serves)")
 	f.BoolVar(&o.full, "full", false, "compare with no earlier backup")
+	f.BoolVar(&o.noSnapshot, "no-snapshot", false, "read the thin volume as it is: nobody may write to it")
 	f.StringVar(&o.baseImage, "base-image", "", "where the earlier backup's image lies now")
 	f.StringVar(&o.compression, "compression", "", "none, s2, zstd:1 to zstd:4 (default: the repository's)")
 	f.StringArrayVar(&o.labels, "label", nil, "KEY=VALUE to keep in the backup record; may be repeated")
@@ -72,7 +85,7 @@ func (a *app) backupCreate(cmd *cobra.Command, args []string, o createOptions) (
 	if err != nil {
 		return err
 	}
-	opener, err := o.source(cmd, args)
+	opener, err := o.source(cmd, args, a.note)
 	if err != nil {
 		return err
 	}
@@ -95,7 +108,7 @@ func (a *app) backupCreate(cmd *cobra.Command, args []string, o createOptions) (
 		if errors.Is(err, ctx.Err()) && ctx.Err() != nil {
 			a.note("interrupted: there is no new backup; what was stored is kept, and not stored again next time")
 		}
-		return err
+		return adviseThin(err)
 	}
 	return a.printCreated(l.Of(res.Backup), res)
 }
@@ -125,7 +138,7 @@ func (a *app) printCreated(l engine.Location, res *engine.BackupResult) error {
 }
 
 // source is what the flags and arguments name.
-func (o *createOptions) source(cmd *cobra.Command, args []string) (source.Opener, error) {
+func (o *createOptions) source(cmd *cobra.Command, args []string, note func(string, ...any)) (source.Opener, error) {
 	thin := o.thinMetadata != "" || o.thinData != "" || o.thinID >= 0 || o.thinBase >= 0
 	switch {
 	case thin && len(args) > 0:
@@ -133,9 +146,11 @@ func (o *createOptions) source(cmd *cobra.Command, args []string) (source.Opener
 	case thin && (o.thinMetadata == "" || o.thinData == "" || o.thinID < 0):
 		return nil, usagef(cmd, "a thin device takes --thin-metadata, --thin-data and --thin-id")
 	case !thin && len(args) == 0:
-		return nil, usagef(cmd, "expects SOURCE, an image or a block device, or --thin-metadata, --thin-data and --thin-id")
+		return nil, usagef(cmd, "expects SOURCE, a thin volume, an image or a block device, or --thin-metadata, --thin-data and --thin-id")
 	case !thin:
-		return source.Image(args[0], source.ImageOptions{BaseImage: o.baseImage}), nil
+		return o.named(cmd, args[0], note)
+	case o.noSnapshot:
+		return nil, usagef(cmd, "--no-snapshot is for SOURCE, a thin volume")
 	}
 	for _, id := range []int64{o.thinID, o.thinBase} {
 		if id > source.MaxThinDevice {
@@ -151,6 +166,40 @@ func (o *createOptions) source(cmd *cobra.Command, args []string) (source.Opener
 		t.Base = &base
 	}
 	return source.ThinPool(t), nil
+}
+
+// named is what SOURCE names.
+func (o *createOptions) named(cmd *cobra.Command, name string, note func(string, ...any)) (source.Opener, error) {
+	h := pool.New(pool.Config{})
+	vol, thin, err := source.FindThin(cmd.Context(), h, name)
+	switch {
+	case err != nil:
+		return nil, err
+	case thin && o.baseImage != "":
+		return nil, usagef(cmd, "--base-image is for images; %s is a thin volume", name)
+	case thin:
+		return source.ThinDevice(vol, source.ThinLiveOptions{AsIs: o.noSnapshot, Host: h, Note: note}), nil
+	case o.noSnapshot:
+		return nil, usagef(cmd, "--no-snapshot is for thin volumes; of %s none would be taken", name)
+	}
+	return source.Image(name, source.ImageOptions{BaseImage: o.baseImage}), nil
+}
+
+// adviseThin adds what can be done about a thin pool.
+func adviseThin(err error) error {
+	const asIs = "what is not written to can be backed up all the same: unmount the volume, make it read-only (blockdev --setro) or " +
+		"deactivate it (lvchange -an), and add --no-snapshot"
+	switch {
+	case errors.Is(err, pool.ErrReadOnly), errors.Is(err, pool.ErrNeedsCheck):
+		return fmt.Errorf("%w\nno snapshot can be taken in such a pool; %s", err, asIs)
+	case errors.Is(err, pool.ErrOutOfSpace):
+		return fmt.Errorf("%w\nextend the pool, or delete something in it; %s", err, asIs)
+	case errors.Is(err, pool.ErrHeld):
+		return fmt.Errorf("%w\nwait for it to end; if none runs, 'dmsetup message POOL 0 release_metadata_snap' releases it", err)
+	case errors.Is(err, source.ErrWritable):
+		return fmt.Errorf("%w\nleave out --no-snapshot, or unmount it and make it read-only (blockdev --setro) or deactivate it (lvchange -an)", err)
+	}
+	return err
 }
 
 // baseID takes the backup's ID from --base.

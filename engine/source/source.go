@@ -62,6 +62,6 @@ type Base struct {
 // Opener opens a volume for backup.
 type Opener interface {
 	// Open takes the candidates newest first and chooses the first whose point in time still exists, provably unchanged,
-	// on this host. It stops the sequence there.
+	// on this host. It need not read the sequence to its end.
 	Open(ctx context.Context, parents iter.Seq2[Parent, error]) (Source, Base, error)
 }

@@ -68,6 +68,7 @@ type deviceInfo struct {
 	uuid      string // LVM's begin with "LVM-"; usually empty for others
 	dev       DevNo
 	suspended bool
+	readOnly  bool
 	open      int // how often it is open, or used by other devices
 }
 
@@ -104,7 +105,8 @@ func parseInfo(out string) (deviceInfo, error) {
 	if err != nil || !ok {
 		return deviceInfo{}, fmt.Errorf("dmsetup info %q is not understood", line)
 	}
-	return deviceInfo{uuid: f[0], dev: dev, suspended: strings.Contains(f[3], "s"), open: int(open), name: f[5]}, nil
+	return deviceInfo{uuid: f[0], dev: dev, suspended: strings.Contains(f[3], "s"),
+		readOnly: strings.Contains(f[3], "r"), open: int(open), name: f[5]}, nil
 }
 
 // Status asks a pool for its state. It does not wait for the pool's I/O, so that it answers when the pool is full, too.

@@ -41,6 +41,7 @@ type Volume struct {
 	Device    string // device-mapper's name; empty when the volume is not active (LVM's only)
 	DeviceID  uint32
 	SizeBytes int64
+	ReadOnly  bool // it is active and takes no writes
 	Pool      Pool
 
 	// ExternalOrigin is the number of a device outside the pool that shows where the volume has no mapping; usually empty.
@@ -99,7 +100,8 @@ func (h *Host) activeVolume(ctx context.Context, info deviceInfo) (Volume, error
 	if err != nil {
 		return Volume{}, err
 	}
-	v := Volume{Name: info.name, Device: info.name, DeviceID: t.deviceID, SizeBytes: t.sizeBytes, Pool: p, ExternalOrigin: t.externalOrigin}
+	v := Volume{Name: info.name, Device: info.name, DeviceID: t.deviceID, SizeBytes: t.sizeBytes, ReadOnly: info.readOnly,
+		Pool: p, ExternalOrigin: t.externalOrigin}
 	if parts := splitLVM(info.name); info.lvm() && len(parts) == 2 {
 		v.VG, v.LV = parts[0], parts[1]
 		v.Name = v.VG + "/" + v.LV
