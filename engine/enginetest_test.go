@@ -22,8 +22,13 @@ import (
 // openRepo makes and opens a repository at be. The test's clean-up checks it down to the data.
 func openRepo(t testing.TB, be backend.Backend) *chunkstore.Repository {
 	t.Helper()
+	return openRepoWith(t, be, chunkstore.InitOptions{PackBytes: 1 << 20})
+}
+
+func openRepoWith(t testing.TB, be backend.Backend, o chunkstore.InitOptions) *chunkstore.Repository {
+	t.Helper()
 	ctx := context.Background()
-	if _, err := chunkstore.Init(ctx, be, chunkstore.InitOptions{PackBytes: 1 << 20}); err != nil {
+	if _, err := chunkstore.Init(ctx, be, o); err != nil {
 		t.Fatal(err)
 	}
 	r, err := chunkstore.Open(ctx, be, chunkstore.Options{CacheDir: t.TempDir()})
