@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """A second reader of the repository format, written from ../format.md alone: restores one backup to a sparse file.
 
-    read.py REPOSITORY VOLUME BACKUP OUT
+    read.py REPOSITORY VOLUME BACKUP OUT    restores a backup
+    read.py REPOSITORY                      checks every pack's table, and the index against them
 
-It needs the Python standard library and the zstd tool. It is slow (BLAKE3 in Python) and refuses codec s2; it is here to prove
-the page, and to be what one falls back on. Section numbers are those of format.md.
+It needs Python 3.10 with its standard library and the zstd tool. It is slow (BLAKE3 in Python); it is here to prove the page, and to be what
+one falls back on. Section numbers are those of format.md.
 """
 import json
 import os
@@ -126,6 +127,47 @@ def keyed_hash(key, data):
     return blake3(data, struct.unpack("<8I", key), KEYED)
 
 
+# --- S2 blocks (5) --------------------------------------------------------------------------------------------------------
+
+
+def unpack_s2(b, raw, where):
+    out, at, offset = bytearray(), 0, 0
+
+    def number(n):
+        nonlocal at
+        need(at + n <= len(b), where, "S2 block is cut short")
+        at += n
+        return int.from_bytes(b[at - n:at], "little")
+
+    while number(1) > 127:  # the raw length; the index has told it
+        pass
+    while at < len(b) and len(out) <= raw:
+        t = number(1)
+        n = t >> 2
+        if t & 3 == 0:
+            n = number(n - 59) if n >= 60 else n
+            need(at + n < len(b), where, "S2 literal is cut short")
+            out += b[at:at + n + 1]
+            at += n + 1
+            continue
+        if t & 3 == 1:
+            v, n = (t & 0xE0) << 3 | number(1), n & 7
+            if v:
+                offset = v
+            elif n >= 5:
+                n = number(n - 4) + (4, 256, 65536)[n - 5]
+            n += 4
+        else:
+            offset = number(2 if t & 3 == 2 else 4)
+            n += 1
+        need(0 < offset <= len(out) and len(out) + n <= raw, where, "S2 copy reaches outside")
+        while n > 0:
+            piece = out[-offset:][:n]
+            out += piece
+            n -= len(piece)
+    return bytes(out)
+
+
 # --- Records and packs (5, 6) ---------------------------------------------------------------------------------------------
 
 
@@ -138,6 +180,8 @@ def open_record(rec, id, codec, raw, where):
         out = subprocess.run(["zstd", "-dcq"], input=plain, stdout=subprocess.PIPE, check=False)
         need(out.returncode == 0, where, "zstd frame is damaged")
         plain = out.stdout
+    elif codec == 2:
+        plain = unpack_s2(plain, raw, where)
     else:
         need(codec == 0, where, f"codec {codec} is not supported")
     need(len(plain) == raw, where, f"record has {len(plain)} plain bytes, not {raw}")
@@ -224,6 +268,21 @@ class Repository:
             need(stored >= 16 and off >= 32 and off + stored <= objects[pack][1], name, f"entry {i} lies outside its pack")
             self.index[key], last = (objects[pack][0], off, stored, raw, codec), key
 
+    def check(self):
+        """Every pack has the ID and kind of its name; the index says what the tables say."""
+        for kind, name in ((1, "data"), (2, "tree")):
+            for folder, _, files in os.walk(os.path.join(self.root, "packs", name)):
+                for file in files:
+                    if file.startswith("."):
+                        continue
+                    object = f"packs/{name}/{file[:2]}/{file}"
+                    got, pack, entries = read_pack(self.object(object), object)
+                    need((got, pack) == (kind, file), object, "content is not what the name says")
+                    for id, *place in entries:
+                        found = self.index.get(id[:16])
+                        need(found, object, f"{id.hex()} is in no segment")
+                        need(found[0] != object or found[1:] == tuple(place), object, "index and table disagree")
+
     def read(self, id, key):
         """The plain bytes of a chunk or node (11, steps 4 and 5)."""
         need(id[:16] in self.index, "index", f"{id.hex()} is in no segment")
@@ -298,8 +357,7 @@ class Repository:
             yield o, n, b[at + 32 * i:at + 32 * i + 32]
 
 
-def main(root, volume, backup, out):
-    repo = Repository(root)
+def restore(repo, volume, backup, out):
     tree, size, data = repo.backup(volume, backup)
     with open(out, "xb") as f:
         for off, n, id in repo.chunks(tree, size):
@@ -313,9 +371,13 @@ def main(root, volume, backup, out):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 5:
+    if len(sys.argv) not in (2, 5):
         sys.exit(__doc__)
     try:
-        main(*sys.argv[1:])
+        repository = Repository(sys.argv[1])
+        if len(sys.argv) == 2:
+            repository.check()
+        else:
+            restore(repository, *sys.argv[2:])
     except (Damage, OSError, struct.error, ValueError, KeyError) as err:
         sys.exit(f"read.py: {err}")
