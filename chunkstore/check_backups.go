@@ -139,8 +139,12 @@ func (w *checkWalk) subtree(ctx context.Context, id ID, level int, number int64)
 	}
 	if errors.Is(err, ErrCorrupt) || errors.Is(err, ErrNotFound) {
 		w.skipped = true
-		w.c.damageRecord(&id, "", 0, err)
-		w.touch(w.c.bad[id.key()], from, end)
+		if _, readErr := w.blob.r.readNode(ctx, &id); readErr != nil {
+			w.c.damageRecord(&id, "", 0, err)
+			w.touch(w.c.bad[id.key()], from, end)
+		} else { // it is what was written, and does not belong here: other backups may be right to use it
+			w.touch(w.c.damage("", 0, err), from, end)
+		}
 		return nil
 	}
 	return err
@@ -179,21 +183,21 @@ func (w *checkWalk) leaf(ctx context.Context, id ID, span int64) error {
 			w.touch(n, base+c.Off, base+c.End())
 		} else if !known {
 			w.lost(&c.ID, "chunk", base+c.Off, base+c.End())
-		} else if w.wrongLength(c) {
-			w.touch(w.c.bad[c.ID.key()], base+c.Off, base+c.End())
+		} else if err := w.wrongLength(c); err != nil {
+			w.touch(w.c.damage("", 0, err), base+c.Off, base+c.End())
 		}
 	}
 	return nil
 }
 
-// wrongLength notes a chunk whose record has another length than the blob says.
-func (w *checkWalk) wrongLength(c *Chunk) bool {
+// wrongLength is the error of a chunk whose record has another length than the blob says.
+func (w *checkWalk) wrongLength(c *Chunk) error {
 	k := c.ID.key()
 	l, ok := w.blob.r.index.lookup(&k)
 	if !ok || int(l.raw) == c.Len {
-		return false
+		return nil
 	}
-	w.c.damageRecord(&c.ID, l.pack.id.object(l.pack.kind), int64(l.off),
-		fmt.Errorf("chunk of %d bytes where a blob says %d", l.raw, c.Len))
-	return true
+	return &CorruptError{
+		Object: l.pack.id.object(l.pack.kind), Off: int64(l.off), Err: fmt.Errorf("chunk of %d bytes where a blob says %d", l.raw, c.Len),
+	}
 }
