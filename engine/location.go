@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"unicode"
 
 	"github.com/shalebackup/shale/chunkstore"
 	"github.com/shalebackup/shale/chunkstore/backend"
@@ -28,7 +29,7 @@ type Location struct {
 }
 
 // ParseLocation reads a URL. A relative path is taken from the working directory. The escaped forms of '&' that Convoy prints are
-// understood.
+// understood. Paths are not escaped, so they have no '?', and no control characters.
 func ParseLocation(s string) (Location, error) {
 	repo, query := s, ""
 	if i := strings.LastIndexByte(s, '?'); i >= 0 {
@@ -38,18 +39,31 @@ func ParseLocation(s string) (Location, error) {
 	if err != nil || query == "" {
 		return l, err
 	}
-	for _, escaped := range []string{`\u0026`, "u0026"} {
-		query = strings.Replace(query, escaped, "&", 1)
-	}
-	values, err := url.ParseQuery(query)
+	values, err := url.ParseQuery(unescapeAmpersand(query))
 	if err != nil {
 		return l, fmt.Errorf("%w: %s: %v", ErrURL, s, err)
 	}
 	l.Volume, l.Backup = values.Get("volume"), values.Get("backup")
-	if len(values) != 2 || l.Volume == "" || l.Backup == "" {
+	if len(values) != 2 || len(values["volume"]) != 1 || len(values["backup"]) != 1 || l.Volume == "" || l.Backup == "" {
 		return l, fmt.Errorf("%w: %s: a backup is named by ?backup=ID&volume=NAME", ErrURL, s)
 	}
 	return l, nil
+}
+
+// unescapeAmpersand puts '&' between backup= and volume= where Convoy's JSON, or a shell that took the backslash, wrote it as
+// \u0026. It leaves alone a name that only looks so.
+func unescapeAmpersand(query string) string {
+	if strings.Contains(query, "&") {
+		return query
+	}
+	for _, escaped := range []string{`\u0026`, "u0026"} {
+		for _, key := range []string{"backup=", "volume="} {
+			if i := strings.LastIndex(query, escaped+key); i >= 0 {
+				return query[:i] + "&" + query[i+len(escaped):]
+			}
+		}
+	}
+	return query
 }
 
 func parseRepository(s string) (l Location, err error) {
@@ -65,6 +79,9 @@ func parseRepository(s string) (l Location, err error) {
 	}
 	if path == "" {
 		return l, fmt.Errorf("%w: it is empty", ErrURL)
+	}
+	if strings.ContainsFunc(path, func(r rune) bool { return r == '?' || unicode.IsControl(r) }) {
+		return l, fmt.Errorf("%w: %q: a repository's path has no '?' and no control characters", ErrURL, s)
 	}
 	l.Path, err = filepath.Abs(path)
 	return l, err

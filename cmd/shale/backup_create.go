@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"strings"
 
@@ -54,25 +53,31 @@ why; what the repository has is not stored again.`,
   shale backup create /dev/mapper/db-monday --no-snapshot --dest /srv/backups --volume db
   shale backup create /srv/images/db.raw --dest /srv/backups --volume db
   shale backup create --thin-metadata meta.img --thin-data data.img --thin-id 3 --thin-base 2 --volume db --dest /srv/backups`,
-		Args: cobra.MaximumNArgs(1),
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 1 {
+				return usagef(cmd, "expects one SOURCE, got %d arguments", len(args))
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, args []string) error { return a.backupCreate(cmd, args, o) },
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.dest, "dest", "", "the repository's URL (required)")
-	f.StringVar(&o.volume, "volume", "", "the volume's name in the repository (required)")
-	f.StringVar(&o.base, "base", "", "URL or ID of the backup to compare with (default: the newest that serves)")
+	f.StringVar(&o.dest, "dest", "", "`URL` of the repository (required)")
+	f.StringVar(&o.volume, "volume", "", "`NAME` of the volume in the repository (required)")
+	f.StringVar(&o.base, "base", "", "`BACKUP` (URL, or ID) to compare with (default: the newest that serves)")
 	f.BoolVar(&o.full, "full", false, "compare with no earlier backup")
 	f.BoolVar(&o.noSnapshot, "no-snapshot", false, "read the thin volume as it is: nobody may write to it")
-	f.StringVar(&o.baseImage, "base-image", "", "where the earlier backup's image lies now")
-	f.StringVar(&o.compression, "compression", "", "none, s2, zstd:1 to zstd:4 (default: the repository's)")
-	f.StringArrayVar(&o.labels, "label", nil, "KEY=VALUE to keep in the backup record; may be repeated")
-	f.StringVar(&o.thinMetadata, "thin-metadata", "", "a thin pool's metadata: image or device")
-	f.StringVar(&o.thinData, "thin-data", "", "the pool's data: image or device")
-	f.Int64Var(&o.thinID, "thin-id", -1, "ID of the thin device to back up")
-	f.Int64Var(&o.thinBase, "thin-base", -1, "ID of the thin device to compare with")
-	f.Int64Var(&o.size, "size", 0, "the thin device's size in bytes (default: to its last mapped block)")
+	f.StringVar(&o.baseImage, "base-image", "", "`FILE` where the earlier backup's image lies now")
+	f.StringVar(&o.compression, "compression", "", "`CODEC`: none, s2, zstd:1 to zstd:4 (default: the repository's)")
+	f.StringArrayVar(&o.labels, "label", nil, "`KEY=VALUE` to keep in the backup record; may be repeated")
+	f.StringVar(&o.thinMetadata, "thin-metadata", "", "`FILE` or device: a thin pool's metadata")
+	f.StringVar(&o.thinData, "thin-data", "", "`FILE` or device: the pool's data")
+	f.Int64Var(&o.thinID, "thin-id", -1, "`ID` of the thin device to back up")
+	f.Int64Var(&o.thinBase, "thin-base", -1, "`ID` of the thin device to compare with")
+	f.Int64Var(&o.size, "size", 0, "the thin device's size in `BYTES` (default: to its last mapped block)")
 	f.BoolVar(&o.metadataSnap, "metadata-snap", false, "read the thin metadata at its held root")
 	f.BoolVar(&o.allowNeedsCheck, "allow-needs-check", false, "read thin metadata that is marked needs_check")
+	completeCompression(cmd)
 	return cmd
 }
 
@@ -80,6 +85,12 @@ func (a *app) backupCreate(cmd *cobra.Command, args []string, o createOptions) (
 	ctx := cmd.Context()
 	if o.dest == "" || o.volume == "" {
 		return usagef(cmd, "--dest and --volume are required")
+	}
+	if !chunkstore.ValidVolumeName(o.volume) {
+		return usagef(cmd, "--volume %q: a volume's name has letters, digits, '_', '.' and '-', begins with a letter or digit, and has at most 255 bytes", o.volume)
+	}
+	if err := checkCompression(cmd, o.compression); err != nil {
+		return err
 	}
 	labels, err := parseLabels(cmd, o.labels)
 	if err != nil {
@@ -105,10 +116,7 @@ func (a *app) backupCreate(cmd *cobra.Command, args []string, o createOptions) (
 	})
 	bar.done()
 	if err != nil {
-		if errors.Is(err, ctx.Err()) && ctx.Err() != nil {
-			a.note("interrupted: there is no new backup; what was stored is kept, and not stored again next time")
-		}
-		return adviseThin(err)
+		return interrupted(ctx, err, "there is no new backup; what was stored is kept, and not stored again next time")
 	}
 	return a.printCreated(l.Of(res.Backup), res)
 }
@@ -129,7 +137,7 @@ func (a *app) printCreated(l engine.Location, res *engine.BackupResult) error {
 		a.note("compared with backup %s", res.Parent)
 	}
 	if res.Writer.Adopted > 0 {
-		a.note("took over %d packs that an interrupted backup had stored", res.Writer.Adopted)
+		a.note("took over %d pack(s) that an interrupted backup had stored", res.Writer.Adopted)
 	}
 	a.note("%s of %s in use; read %s, new %s, stored %s, in %.1f s", size(res.Backup.Blob.Data), size(res.Backup.Blob.Size),
 		size(c.Read), size(c.New), size(res.Writer.Stored), c.Seconds)
@@ -185,23 +193,6 @@ func (o *createOptions) named(cmd *cobra.Command, name string, note func(string,
 	return source.Image(name, source.ImageOptions{BaseImage: o.baseImage}), nil
 }
 
-// adviseThin adds what can be done about a thin pool.
-func adviseThin(err error) error {
-	const asIs = "what is not written to can be backed up all the same: unmount the volume, make it read-only (blockdev --setro) or " +
-		"deactivate it (lvchange -an), and add --no-snapshot"
-	switch {
-	case errors.Is(err, pool.ErrReadOnly), errors.Is(err, pool.ErrNeedsCheck):
-		return fmt.Errorf("%w\nno snapshot can be taken in such a pool; %s", err, asIs)
-	case errors.Is(err, pool.ErrOutOfSpace):
-		return fmt.Errorf("%w\nextend the pool, or delete something in it; %s", err, asIs)
-	case errors.Is(err, pool.ErrHeld):
-		return fmt.Errorf("%w\nwait for it to end; if none runs, 'dmsetup message POOL 0 release_metadata_snap' releases it", err)
-	case errors.Is(err, source.ErrWritable):
-		return fmt.Errorf("%w\nleave out --no-snapshot, or unmount it and make it read-only (blockdev --setro) or deactivate it (lvchange -an)", err)
-	}
-	return err
-}
-
 // baseID takes the backup's ID from --base.
 func (o *createOptions) baseID(cmd *cobra.Command) (string, error) {
 	if o.base == "" {
@@ -215,7 +206,10 @@ func (o *createOptions) baseID(cmd *cobra.Command) (string, error) {
 	}
 	l, err := engine.ParseLocation(o.base)
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("--base: %w", err)
+	}
+	if dest, err := engine.ParseLocation(o.dest); err == nil && dest.Path != l.Path {
+		return "", usagef(cmd, "--base is a backup in another repository, %s", l.Path)
 	}
 	if l.Volume != o.volume {
 		return "", usagef(cmd, "--base is a backup of volume %s, not %s", l.Volume, o.volume)

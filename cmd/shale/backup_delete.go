@@ -4,26 +4,22 @@ import (
 	"fmt"
 
 	"github.com/spf13/cobra"
-
-	"github.com/shalebackup/shale/engine"
 )
 
 func newBackupDeleteCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "delete BACKUP-URL",
 		Short: "Delete a backup",
-		Long: `Delete a backup: its record is removed and it can no longer be restored. Other backups lose nothing.
+		Long: `Delete a backup, and print its URL: its record is removed, and it can no longer be restored. Other backups lose nothing.
 The space of chunks that no backup needs any more is not given back by this command.`,
-		Args: exactArgs("BACKUP-URL"),
+		Example: `  shale backup delete 'vfs:///srv/backups?backup=backup-1a1fdc69ab53f7ad&volume=db'`,
+		Args:    exactArgs("BACKUP-URL"),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
-			l, err := engine.ParseLocation(args[0])
+			l, err := a.backupLocation(args[0])
 			if err != nil {
 				return err
 			}
-			if l.Backup == "" {
-				return usagef(cmd, "%s names a repository, not a backup", args[0])
-			}
-			r, l, err := a.openRepository(cmd.Context(), args[0])
+			r, _, err := a.openRepository(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}

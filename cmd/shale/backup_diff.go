@@ -6,7 +6,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/shalebackup/shale/chunkstore"
-	"github.com/shalebackup/shale/engine"
 )
 
 // diffAnswer is the answer of backup diff.
@@ -19,8 +18,12 @@ func newBackupDiffCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "diff BACKUP-URL BACKUP-URL",
 		Short: "List the byte ranges in which two backups differ",
-		Long: `List the byte ranges in which two backups of one repository differ, by their chunks: offset and length in bytes.
-The cost follows the difference, not the size.`,
+		Long: `List the byte ranges in which two backups of one repository differ: a line each, with offset and length in bytes. They are
+compared by their chunks, so a range may begin before and end after what differs in it. The cost follows the difference, not the size.
+
+Where one backup is longer, the other is taken to go on with zeros.`,
+		Example: `  shale backup diff "$MONDAY" "$TUESDAY"
+  shale backup diff "$MONDAY" "$TUESDAY" --json | jq .bytes`,
 		Args: exactArgs("BACKUP-URL", "BACKUP-URL"),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			r, l, old, err := a.openBackup(cmd.Context(), args[0])
@@ -28,12 +31,12 @@ The cost follows the difference, not the size.`,
 				return err
 			}
 			defer closeInto(&err, r)
-			m, err := engine.ParseLocation(args[1])
+			m, err := a.backupLocation(args[1])
 			if err != nil {
 				return err
 			}
-			if m.Backup == "" || m.Path != l.Path {
-				return usagef(cmd, "both must name backups of one repository")
+			if m.Path != l.Path {
+				return usagef(cmd, "both must be backups in one repository, not in %s and %s", l.Path, m.Path)
 			}
 			b, err := r.Backup(cmd.Context(), m.Volume, m.Backup)
 			if err != nil {

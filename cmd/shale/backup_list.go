@@ -22,10 +22,19 @@ type listedBackup struct {
 func newBackupListCommand(a *app) *cobra.Command {
 	var volume string
 	cmd := &cobra.Command{
-		Use:     "list URL",
-		Short:   "List the backups in a repository",
-		Example: `  shale backup list /srv/backups --volume-name db`,
-		Args:    exactArgs("URL"),
+		Use:   "list URL",
+		Short: "List the backups in a repository",
+		Long: `List the backups in a repository, the oldest first. The URL of a backup lists those of its volume.
+
+    SIZE    of the volume
+    IN USE  of these, not holes
+    READ    from the source for this backup
+    STORED  in the repository for this backup
+
+The text shows IDs; --json has the URLs, too. Exit code 3: some backup records cannot be read; the others are listed.`,
+		Example: `  shale backup list /srv/backups --volume-name db
+  shale backup list /srv/backups --json | jq -r '.[-1].url'`,
+		Args: exactArgs("URL"),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			r, l, err := a.openRepository(cmd.Context(), args[0])
 			if err != nil {
@@ -43,12 +52,12 @@ func newBackupListCommand(a *app) *cobra.Command {
 				fmt.Fprintf(a.stderr, "shale: cannot be read: %v\n", err)
 			}
 			if len(bad) > 0 {
-				return fmt.Errorf("%w: %d backup records cannot be read; 'shale repo check' says more", errDamage, len(bad))
+				return fmt.Errorf("%w: %d backup record(s) cannot be read", errDamage, len(bad))
 			}
 			return nil
 		},
 	}
-	cmd.Flags().StringVar(&volume, "volume-name", "", "only the backups of this volume")
+	cmd.Flags().StringVar(&volume, "volume-name", "", "only the backups of the volume `NAME`")
 	return cmd
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -15,17 +16,24 @@ func newBackupRestoreCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "restore BACKUP-URL TARGET",
 		Short: "Write a backup to a file or a block device",
-		Long: `Write a backup to a file or a block device.
+		Long: `Write a backup to a file or a block device, and print the target's name.
 
 A file that does not exist is made, sparse, and appears under its name when it is complete. A target that exists is changed only with
 --overwrite: what it holds already stays, what differs is fetched and written, and holes are punched. --holds names the backup that the target
 is known to hold, unchanged since: then nothing of it is read, and only the difference between the two backups is fetched.
 
-A restore that was interrupted goes on when the same command is given again.`,
-		Example: `  shale backup restore '/srv/backups?backup=backup-019a6e0f1c2d3e4f&volume=db' /srv/images/db-restored.raw
-  shale backup restore "$URL" /dev/vg0/db --overwrite --blank`,
+Every chunk is compared with its ID before it is written; one that is damaged ends the restore, with exit code 3.
+
+A restore that was interrupted goes on when the same command is given again: what it had written lies in .TARGET.BACKUP.shale-restore
+beside the target, or in the target itself.`,
+		Example: `  shale backup restore 'vfs:///srv/backups?backup=backup-1a1fdc69ab53f7ad&volume=db' /srv/images/db-restored.raw
+  shale backup restore "$URL" /dev/vg0/db --overwrite --blank
+  shale backup restore "$TUESDAY" db.raw --overwrite --holds "$MONDAY"`,
 		Args: exactArgs("BACKUP-URL", "TARGET"),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			if o.Blank && holds != "" {
+				return usagef(cmd, "--blank and --holds exclude each other")
+			}
 			r, l, b, err := a.openBackup(cmd.Context(), args[0])
 			if err != nil {
 				return err
@@ -41,10 +49,7 @@ A restore that was interrupted goes on when the same command is given again.`,
 			res, err := engine.Restore(cmd.Context(), r, b, args[1], o)
 			bar.done()
 			if err != nil {
-				if cmd.Context().Err() != nil {
-					a.note("interrupted: the same command goes on where this one stopped")
-				}
-				return err
+				return interrupted(cmd.Context(), err, "what was restored is kept, and the same command goes on from there")
 			}
 			if a.json {
 				return a.printJSON(res)
@@ -56,7 +61,7 @@ A restore that was interrupted goes on when the same command is given again.`,
 	}
 	f := cmd.Flags()
 	f.BoolVar(&o.Overwrite, "overwrite", false, "change a target that exists; required for a block device")
-	f.StringVar(&holds, "holds", "", "URL or ID of the backup that the target holds")
+	f.StringVar(&holds, "holds", "", "`BACKUP` (URL, or ID) that the target holds, unchanged since")
 	f.BoolVar(&o.Blank, "blank", false, "the target reads as zeros, as a new thin volume does: do not look")
 	f.BoolVar(&o.Verify, "verify", false, "read the target again in the end and compare it with the backup")
 	return cmd
@@ -65,7 +70,11 @@ A restore that was interrupted goes on when the same command is given again.`,
 // heldBackup reads the record of the backup that --holds names: one of the same repository.
 func heldBackup(cmd *cobra.Command, r *chunkstore.Repository, l engine.Location, s string) (*chunkstore.Backup, error) {
 	held := engine.Location{Path: l.Path, Volume: l.Volume, Backup: s}
-	if p, err := engine.ParseLocation(s); err == nil && p.Backup != "" {
+	if strings.Contains(s, "?") {
+		p, err := engine.ParseLocation(s)
+		if err != nil {
+			return nil, fmt.Errorf("--holds: %w", err)
+		}
 		held = p
 	}
 	if held.Path != l.Path {

@@ -12,9 +12,11 @@ func newBackupVerifyCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "verify BACKUP-URL",
 		Short: "Read every byte of a backup and compare it with its ID",
-		Long: `Read every byte of a backup and compare it with its ID, without restoring it.
-Exit code 3: parts of it are damaged; they are listed.`,
-		Args: exactArgs("BACKUP-URL"),
+		Long: `Read every byte of a backup and compare it with its ID, without restoring it. 'repo check --data' does so for all backups at once.
+
+Exit code 3: parts of it are damaged; their ranges are listed, by offset and length in bytes.`,
+		Example: `  shale backup verify 'vfs:///srv/backups?backup=backup-1a1fdc69ab53f7ad&volume=db'`,
+		Args:    exactArgs("BACKUP-URL"),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			r, _, b, err := a.openBackup(cmd.Context(), args[0])
 			if err != nil {
@@ -25,7 +27,7 @@ Exit code 3: parts of it are damaged; they are listed.`,
 			rep, err := engine.Verify(cmd.Context(), r, b, bar)
 			bar.done()
 			if err != nil {
-				return err
+				return interrupted(cmd.Context(), err, "nothing was changed")
 			}
 			if a.json {
 				err = a.printJSON(rep)
@@ -36,7 +38,7 @@ Exit code 3: parts of it are damaged; they are listed.`,
 				_, err = fmt.Fprintf(a.stdout, "%s: %s of %s verified\n", b.ID, size(rep.Read), size(rep.Data))
 			}
 			if err == nil && len(rep.Damage) > 0 {
-				err = fmt.Errorf("%w in %d ranges", errDamage, len(rep.Damage))
+				err = fmt.Errorf("%w in %d range(s)", errDamage, len(rep.Damage))
 			}
 			return err
 		},

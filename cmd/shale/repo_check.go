@@ -15,9 +15,11 @@ func newRepoCheckCommand(a *app) *cobra.Command {
 		Short: "Look for damage",
 		Long: `Look for damage in a repository, and say which backups and byte ranges it touches.
 
-Without flags the structure is checked: records, trees, the index, and that every pack is there in its full length. --stored
-also reads every stored byte and compares checksums. --data also decompresses every chunk and compares it with its ID.
-Backups may run meanwhile. Exit code 3: damage was found.`,
+Without flags the structure is checked: records, trees, the index, and that every pack is there in its full length. That takes seconds
+and does for every day. --stored also reads every stored byte and compares checksums: for every month. --data also decompresses
+every chunk and compares it with its ID, as a restore does.
+
+Nothing is changed, and backups may run meanwhile. Exit code 3: damage was found.`,
 		Example: `  shale repo check /srv/backups --stored`,
 		Args:    exactArgs("URL"),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
@@ -37,13 +39,13 @@ Backups may run meanwhile. Exit code 3: damage was found.`,
 			rep, err := r.Check(cmd.Context(), o)
 			bar.done()
 			if err != nil {
-				return err
+				return interrupted(cmd.Context(), err, "nothing was changed")
 			}
 			if err := a.printCheck(rep); err != nil {
 				return err
 			}
 			if n := len(rep.Damage); n > 0 {
-				return fmt.Errorf("%w in %d places", errDamage, n)
+				return fmt.Errorf("%w in %d place(s)", errDamage, n)
 			}
 			return nil
 		},

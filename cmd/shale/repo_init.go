@@ -15,19 +15,26 @@ func newRepoInitCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "init URL",
 		Short: "Make a repository",
-		Long: `Make a repository. Its folder is made if need be.
+		Long: `Make a repository, and print its URL. Its folder is made if need be.
 
---compression is what backups use unless they say otherwise; what is stored stays as it is.`,
+--compression is what backups use unless they say otherwise; what is stored stays as it is. s2 is for fast networks and disks, zstd:1
+stores less for some more CPU, zstd:4 takes several times as much.`,
 		Example: `  shale repo init /srv/backups
   shale repo init vfs:///srv/backups --compression s2`,
 		Args: exactArgs("URL"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			l, err := engine.ParseLocation(args[0])
+			l, err := a.parseLocation(args[0])
 			if err == nil && l.Backup != "" {
 				err = fmt.Errorf("%w: %s names a backup", engine.ErrURL, args[0])
 			}
 			if err != nil {
 				return err
+			}
+			if err := checkCompression(cmd, compression); err != nil {
+				return err
+			}
+			if packMiB < 1 || packMiB > 256 {
+				return usagef(cmd, "--pack-size is %d MiB, want 1 to 256", packMiB)
 			}
 			cfg, err := engine.InitRepository(cmd.Context(), l, chunkstore.InitOptions{
 				Compression: chunkstore.Compression(compression), PackBytes: packMiB << 20,
@@ -45,7 +52,8 @@ func newRepoInitCommand(a *app) *cobra.Command {
 			return err
 		},
 	}
-	cmd.Flags().StringVar(&compression, "compression", string(chunkstore.DefaultCompression), "none, s2 (fast), zstd:1 to zstd:4 (smallest)")
-	cmd.Flags().IntVar(&packMiB, "pack-size", 16, "MiB; packs are closed at this size, 1 to 256")
+	cmd.Flags().StringVar(&compression, "compression", string(chunkstore.DefaultCompression), "`CODEC`: none, s2 (fast), zstd:1 to zstd:4 (smallest)")
+	completeCompression(cmd)
+	cmd.Flags().IntVar(&packMiB, "pack-size", 16, "close packs at so many `MiB`, 1 to 256")
 	return cmd
 }

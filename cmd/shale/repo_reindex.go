@@ -12,11 +12,14 @@ func newRepoReindexCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "reindex URL",
 		Short: "Make the index anew from the packs alone",
-		Long: `Make the index anew from the packs alone, whatever state it is in. Backups may run meanwhile.
+		Long: `Make the index anew from the packs alone, whatever state it is in. Of each pack its table is read, not its data. Backups may run
+meanwhile.
+
 Exit code 3: some packs could not be read; what they hold is not in the index.`,
-		Args: exactArgs("URL"),
+		Example: `  shale repo reindex /srv/backups`,
+		Args:    exactArgs("URL"),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
-			l, err := engine.ParseLocation(args[0])
+			l, err := a.parseLocation(args[0])
 			if err != nil {
 				return err
 			}
@@ -29,7 +32,7 @@ Exit code 3: some packs could not be read; what they hold is not in the index.`,
 			r, rep, err := engine.ReindexRepository(cmd.Context(), l, o, func(done, total int) { bar.set(int64(done), int64(total)) })
 			bar.done()
 			if err != nil {
-				return err
+				return interrupted(cmd.Context(), err, "the index is as it was, or has new segments beside the old; give the same command again")
 			}
 			defer closeInto(&err, r)
 			if a.json {
@@ -41,7 +44,7 @@ Exit code 3: some packs could not be read; what they hold is not in the index.`,
 				_, err = fmt.Fprintf(a.stdout, "%d packs, %d chunks, %d segments written, %d removed\n", rep.Packs, rep.Chunks, rep.Segments, rep.Removed)
 			}
 			if err == nil && len(rep.Damage) > 0 {
-				err = fmt.Errorf("%w in %d packs", errDamage, len(rep.Damage))
+				err = fmt.Errorf("%w in %d pack(s)", errDamage, len(rep.Damage))
 			}
 			return err
 		},

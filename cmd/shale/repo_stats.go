@@ -9,8 +9,10 @@ import (
 
 func newRepoStatsCommand(a *app) *cobra.Command {
 	return &cobra.Command{
-		Use:     "stats URL",
-		Short:   "Count what a repository holds",
+		Use:   "stats URL",
+		Short: "Count what a repository holds",
+		Long: `Count what a repository holds: backups, packs, chunks, and their bytes. Plain bytes are those of all chunks before compression, each
+counted once. Only listings and the index are read.`,
 		Example: `  shale repo stats /srv/backups --json`,
 		Args:    exactArgs("URL"),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {

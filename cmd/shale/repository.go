@@ -34,9 +34,27 @@ func (a *app) repositoryOptions() (chunkstore.Options, error) {
 	return chunkstore.Options{CacheDir: dir, Parallel: a.parallel}, nil
 }
 
+// parseLocation reads the URL of a repository, or of a backup in one.
+func (a *app) parseLocation(url string) (engine.Location, error) {
+	l, err := engine.ParseLocation(url)
+	if err == nil {
+		a.location = engine.Location{Path: l.Path}
+	}
+	return l, err
+}
+
+// backupLocation reads the URL of a backup.
+func (a *app) backupLocation(url string) (engine.Location, error) {
+	l, err := a.parseLocation(url)
+	if err == nil && l.Backup == "" {
+		err = fmt.Errorf("%w: %s names a repository, not a backup: add ?backup=ID&volume=NAME", engine.ErrURL, url)
+	}
+	return l, err
+}
+
 // openRepository opens the repository of a URL that may name a backup in it.
 func (a *app) openRepository(ctx context.Context, url string) (*chunkstore.Repository, engine.Location, error) {
-	l, err := engine.ParseLocation(url)
+	l, err := a.parseLocation(url)
 	if err != nil {
 		return nil, l, err
 	}
@@ -45,18 +63,12 @@ func (a *app) openRepository(ctx context.Context, url string) (*chunkstore.Repos
 		return nil, l, err
 	}
 	r, err := engine.OpenRepository(ctx, l, o)
-	if errors.Is(err, chunkstore.ErrNoRepository) {
-		err = fmt.Errorf("%w; 'shale repo init %s' makes one", err, l.Path)
-	}
 	return r, l, err
 }
 
 // openBackup opens a backup by its URL.
 func (a *app) openBackup(ctx context.Context, url string) (*chunkstore.Repository, engine.Location, *chunkstore.Backup, error) {
-	l, err := engine.ParseLocation(url)
-	if err == nil && l.Backup == "" {
-		err = fmt.Errorf("%w: %s names a repository, not a backup: add ?backup=ID&volume=NAME", engine.ErrURL, url)
-	}
+	l, err := a.backupLocation(url)
 	if err != nil {
 		return nil, l, nil, err
 	}
@@ -77,7 +89,8 @@ func newRepoCommand(a *app) *cobra.Command {
 		Short: "Make, check and describe repositories",
 		Long: `Make, check and describe repositories.
 
-A repository is named by a path or a URL: /backups, vfs:///backups.`,
+A repository is a folder, local or on NFS, named by a path or a URL: /srv/backups, vfs:///srv/backups. Any number of hosts may back up
+to one at once. Where a command takes a repository, the URL of a backup in it does as well.`,
 	}
 	asGroup(cmd)
 	cmd.AddCommand(newRepoInitCommand(a), newRepoStatsCommand(a), newRepoCheckCommand(a), newRepoReindexCommand(a))

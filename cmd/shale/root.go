@@ -3,12 +3,14 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"github.com/shalebackup/shale/engine"
 )
 
 // app is what every command shares: the streams and the global flags.
@@ -21,6 +23,8 @@ type app struct {
 	quiet    bool   // --quiet
 	cacheDir string // --cache-dir
 	parallel int    // --parallel
+
+	location engine.Location // the repository that was named, for advice
 }
 
 // run executes one command line and returns the exit code.
@@ -31,30 +35,108 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	err := root.ExecuteContext(ctx)
+	cmd, err := root.ExecuteContextC(ctx)
+	code := exitCode(ctx, err)
 	if err != nil {
-		a.printError(err)
+		a.json = a.json || wantsJSON(args)
+		a.printError(cmd, err, code)
 	}
-	return exitCode(ctx, err)
+	return code
+}
+
+// wantsJSON finds --json in a command line that could not be parsed to its end.
+func wantsJSON(args []string) bool {
+	if i := slices.Index(args, "--"); i >= 0 {
+		args = args[:i]
+	}
+	return slices.Contains(args, "--json")
 }
 
 func newRootCommand(a *app) *cobra.Command {
+	var showVersion bool
 	root := &cobra.Command{
-		Use:           "shale",
-		Short:         "Back up block volumes: read what changed, store it once, browse it as files",
+		Use:   "shale",
+		Short: "Back up block volumes: read what changed, store it once, browse it as files",
+		Long: `Back up block volumes: read what changed, store it once, browse it as files.
+
+A repository is a folder, local or on NFS, named by a path or a URL: /srv/backups, vfs:///srv/backups. A backup is named by the URL
+that 'backup create' prints: REPOSITORY?backup=ID&volume=NAME. Quote it for the shell.
+
+The answer goes to stdout, progress and notes to stderr. With --json the answer is JSON, and so is a failure: {"error": ...}.
+
+Exit codes:
+
+    0    done
+    1    failed
+    2    the command line cannot be understood
+    3    damage was found, in a repository or in thin metadata
+    130  interrupted (SIGINT, SIGTERM); what was kept is said. A second signal ends shale at once
+
+Environment:
+
+    SHALE_CACHE_DIR  where copies of repositories' indexes are kept, and what an interrupted backup had stored is noted. It may be
+                     deleted while no shale runs; what is needed is fetched again. --cache-dir goes before it.`,
+		Example: `  shale repo init /srv/backups
+  shale backup create vg0/db --dest /srv/backups --volume db
+  shale backup mount /srv/backups /mnt/backups
+  shale backup restore 'vfs:///srv/backups?backup=backup-1a1fdc69ab53f7ad&volume=db' db.raw`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			if a.parallel < 0 {
+				return usagef(cmd, "--parallel is %d, want 1 or more, or 0 for the default", a.parallel)
+			}
+			return nil
+		},
 	}
-	root.PersistentFlags().BoolVar(&a.json, "json", false, "print the answer, or the failure, as JSON")
-	root.PersistentFlags().BoolVar(&a.quiet, "quiet", false, "no progress and no notes on stderr")
-	root.PersistentFlags().StringVar(&a.cacheDir, "cache-dir", "", "where copies of repositories' indexes are kept (default: $"+cacheEnv+", else /var/cache/shale for root, else ~/.cache/shale)")
-	root.PersistentFlags().IntVar(&a.parallel, "parallel", 0, "how many spans are worked on, and objects read, at once (default: the number of CPUs)")
+	f := root.PersistentFlags()
+	f.BoolVar(&a.json, "json", false, "print the answer, or the failure, as JSON")
+	f.BoolVar(&a.quiet, "quiet", false, "no progress and no notes on stderr")
+	f.StringVar(&a.cacheDir, "cache-dir", "", "`DIR` for copies of repositories' indexes (default: $"+cacheEnv+", else /var/cache/shale for root, else ~/.cache/shale)")
+	f.IntVar(&a.parallel, "parallel", 0, "work on `N` spans, and read N objects, at once (default: the number of CPUs)")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return &usageError{err: err, command: cmd.CommandPath()}
 	})
 	asGroup(root)
-	root.AddCommand(newRepoCommand(a), newBackupCommand(a), newThinCommand(a), newResumeCommand())
+	group := root.RunE
+	root.Flags().BoolVar(&showVersion, "version", false, "say which shale this is")
+	root.RunE = func(cmd *cobra.Command, args []string) error {
+		if showVersion && len(args) == 0 {
+			return a.printVersion()
+		}
+		return group(cmd, args)
+	}
+	root.AddCommand(newRepoCommand(a), newBackupCommand(a), newThinCommand(a), newVersionCommand(a), newResumeCommand(), newManCommand(a))
+	root.SetHelpCommand(newHelpCommand())
+	root.InitDefaultCompletionCmd()
+	for _, c := range root.Commands() {
+		if c.Name() == "completion" {
+			asGroup(c)
+		}
+	}
 	return root
+}
+
+// newHelpCommand is cobra's, but an unknown topic is an error.
+func newHelpCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:               "help [COMMAND]",
+		Short:             "Explain a command",
+		Long:              `Explain a command, as its --help does.`,
+		Example:           `  shale help backup create`,
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			about, rest, err := cmd.Root().Find(args)
+			if err != nil {
+				return &usageError{err: err, command: cmd.Root().Name()}
+			}
+			if len(rest) > 0 {
+				return unknownCommand(about, rest[0])
+			}
+			about.InitDefaultHelpFlag() // shown among the flags
+			return about.Help()
+		},
+	}
 }
 
 // asGroup makes a command that only has sub-commands refuse unknown ones; cobra would print help and succeed.
@@ -64,67 +146,16 @@ func asGroup(cmd *cobra.Command) {
 		if len(args) == 0 {
 			return cmd.Help()
 		}
-		err := fmt.Errorf("unknown command %q", args[0])
-		if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
-			err = fmt.Errorf("unknown command %q; did you mean %s?", args[0], strings.Join(near, " or "))
-		}
-		return &usageError{err: err, command: cmd.CommandPath()}
+		return unknownCommand(cmd, args[0])
 	}
 	cmd.SuggestionsMinimumDistance = 2
 }
 
-// usageError is a command line that cannot be understood; exit code 2.
-type usageError struct {
-	err     error
-	command string
-}
-
-func (e *usageError) Error() string { return e.err.Error() }
-func (e *usageError) Unwrap() error { return e.err }
-
-// usagef makes a usageError for cmd.
-func usagef(cmd *cobra.Command, format string, args ...any) error {
-	return &usageError{err: fmt.Errorf(format, args...), command: cmd.CommandPath()}
-}
-
-// exactArgs is cobra.ExactArgs with the arguments' names in the error.
-func exactArgs(names ...string) cobra.PositionalArgs {
-	return func(cmd *cobra.Command, args []string) error {
-		if len(args) != len(names) {
-			return usagef(cmd, "expects %s, got %d argument(s)", strings.Join(names, " "), len(args))
-		}
-		return nil
+func unknownCommand(cmd *cobra.Command, name string) error {
+	if near := cmd.SuggestionsFor(name); len(near) > 0 {
+		return usagef(cmd, "unknown command %q; did you mean %s?", name, strings.Join(near, " or "))
 	}
-}
-
-// errDamage marks a command that did its work and found damage; exit code 3.
-var errDamage = errors.New("damage found")
-
-func exitCode(ctx context.Context, err error) int {
-	var usage *usageError
-	switch {
-	case err == nil:
-		return 0
-	case errors.As(err, &usage):
-		return 2
-	case errors.Is(err, errDamage):
-		return 3
-	case ctx.Err() != nil:
-		return 130
-	default:
-		return 1
-	}
-}
-
-func (a *app) printError(err error) {
-	if a.json {
-		_ = a.printJSON(map[string]string{"error": err.Error()})
-	}
-	fmt.Fprintf(a.stderr, "shale: %v\n", err)
-	var usage *usageError
-	if errors.As(err, &usage) {
-		fmt.Fprintf(a.stderr, "See '%s --help'.\n", usage.command)
-	}
+	return usagef(cmd, "unknown command %q", name)
 }
 
 func (a *app) printJSON(v any) error {

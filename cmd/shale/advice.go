@@ -1,0 +1,152 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/shalebackup/shale/chunkstore"
+	"github.com/shalebackup/shale/engine/source"
+	"github.com/shalebackup/shale/fusemount"
+	"github.com/shalebackup/shale/thin"
+	"github.com/shalebackup/shale/thin/pool"
+)
+
+// advice says what the user can do about err, the failure of cmd; empty when the error says it all. It is the one place for that:
+// the rooms below say what happened, and to what.
+func (a *app) advice(cmd *cobra.Command, err error) string {
+	for _, of := range []func(*cobra.Command, error) string{a.repositoryAdvice, poolAdvice, thinAdvice, sourceAdvice, systemAdvice} {
+		if s := of(cmd, err); s != "" {
+			return s
+		}
+	}
+	return ""
+}
+
+// repositoryAdvice is about the repository that was opened last.
+func (a *app) repositoryAdvice(cmd *cobra.Command, err error) string {
+	url := "URL"
+	if a.location.Path != "" {
+		url = shellQuote(a.location.String())
+	}
+	var missing *chunkstore.NotFoundError
+	switch {
+	case errors.Is(err, chunkstore.ErrNoRepository):
+		return fmt.Sprintf("'shale repo init %s' makes one.", url)
+	case errors.Is(err, chunkstore.ErrRepositoryExists):
+		return "Use it as it is, or name another folder. 'shale repo stats' says what it holds."
+	case errors.Is(err, chunkstore.ErrUnsupported):
+		return fmt.Sprintf("A newer shale wrote it: use that one. This is %s.", buildVersion().Version)
+	case damaged(err):
+		return damageAdvice(cmd, err, url)
+	case errors.As(err, &missing):
+		return fmt.Sprintf("'shale backup list %s' shows what there is.", url)
+	}
+	return ""
+}
+
+func damageAdvice(cmd *cobra.Command, err error, url string) string {
+	var c *chunkstore.CorruptError
+	errors.As(err, &c)
+	switch {
+	case c != nil && c.Object == "config":
+		return "Without its configuration the repository cannot be read. Put back the file 'config' from a copy: it never changes."
+	case c != nil && strings.HasPrefix(c.Object, "index/"), errors.Is(err, chunkstore.ErrNotFound):
+		return fmt.Sprintf("'shale repo reindex %s' makes the index anew from the packs.", url)
+	case errors.Is(err, chunkstore.ErrCorrupt), errors.Is(err, errDamage) && cmd.Name() == "list":
+		return fmt.Sprintf("'shale repo check --stored %s' says what else is damaged, and which backups that touches.", url)
+	case errors.Is(err, errDamage) && (cmd.Name() == "check" || cmd.Name() == "verify"):
+		return "What is not listed can be restored. A full backup (shale backup create --full) of a volume that still has the lost bytes stores them anew\n" +
+			"only after the damaged packs were moved away and 'shale repo reindex' was run."
+	}
+	return ""
+}
+
+func poolAdvice(_ *cobra.Command, err error) string {
+	const asIs = "What is not written to can be backed up all the same: unmount the volume, make it read-only (blockdev --setro)\n" +
+		"or deactivate it (lvchange -an), and add --no-snapshot."
+	switch {
+	case errors.Is(err, pool.ErrReadOnly), errors.Is(err, pool.ErrNeedsCheck):
+		return "No snapshot can be taken in such a pool. " + asIs
+	case errors.Is(err, pool.ErrOutOfSpace):
+		return "Extend the pool, or delete something in it. " + asIs
+	case errors.Is(err, pool.ErrFailed):
+		return "The kernel gave the pool up: see dmesg, then thin_check and 'lvconvert --repair' on the inactive pool."
+	case errors.Is(err, pool.ErrHeld):
+		return "Wait for it to end; if none runs, 'dmsetup message POOL 0 release_metadata_snap' releases it."
+	case errors.Is(err, pool.ErrInactive):
+		return "Activate it ('lvchange -ay VG/LV'; with -K for a snapshot), or name the pool by --thin-metadata, --thin-data and --thin-id."
+	case errors.Is(err, pool.ErrNotThin):
+		return "'dmsetup table' and 'lvs -o+segtype' show which volumes are thin."
+	case errors.Is(err, pool.ErrNoTool):
+		return "Install the packages dmsetup and, for LVM volumes, lvm2."
+	case errors.Is(err, pool.ErrNoKernel):
+		return "Load the kernel module dm_thin_pool; in a container, share /dev/mapper/control with it."
+	case errors.Is(err, pool.ErrPermission):
+		return "Snapshots of thin volumes take root."
+	case errors.Is(err, pool.ErrFreezeExpired):
+		return "The file system could not be written out in time. Try again when the machine is less busy."
+	case errors.Is(err, pool.ErrNotFound):
+		return "'dmsetup ls' and 'lvs' show what there is. A file is named by its path."
+	}
+	return ""
+}
+
+func thinAdvice(cmd *cobra.Command, err error) string {
+	const metaSnap = "Of an active pool the metadata is read at a snapshot: 'dmsetup message POOL 0 reserve_metadata_snap', then --metadata-snap."
+	said := strings.HasPrefix(cmd.CommandPath(), "shale thin") // its errors say these themselves
+	switch {
+	case errors.Is(err, thin.ErrNotMetadata):
+		return "Name the pool's metadata (LVM's ends in _tmeta), not the pool, its data or a volume."
+	case errors.Is(err, thin.ErrNoDevice):
+		return "'shale thin devices META' lists those that there are."
+	case errors.Is(err, thin.ErrChanged):
+		return metaSnap
+	case errors.Is(err, thin.ErrDamaged):
+		return "thin_check says more; thin_repair writes what can be saved to another device."
+	case said:
+	case errors.Is(err, thin.ErrInUse), errors.Is(err, thin.ErrNoMetadataSnapshot):
+		return metaSnap
+	case errors.Is(err, thin.ErrNeedsCheck):
+		return "After thin_check the kernel takes the pool again; --allow-needs-check reads it as it is."
+	}
+	return ""
+}
+
+func sourceAdvice(_ *cobra.Command, err error) string {
+	switch {
+	case errors.Is(err, source.ErrWritable):
+		return "Leave out --no-snapshot, or unmount it and make it read-only (blockdev --setro) or deactivate it (lvchange -an)."
+	case errors.Is(err, source.ErrChanged):
+		return "Stop what writes to it, or back up a copy of one moment: a thin snapshot, or cp --reflink=always."
+	case errors.Is(err, fusemount.ErrMounted):
+		return "'umount DIR' takes it away; or name another folder."
+	}
+	return ""
+}
+
+func systemAdvice(_ *cobra.Command, err error) string {
+	switch {
+	case errors.Is(err, syscall.EACCES), errors.Is(err, syscall.EPERM):
+		return "This user may not: run shale as the owner, or as root."
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		return "Make room and give the same command again; what was stored is kept."
+	case errors.Is(err, syscall.EROFS):
+		return "That file system is mounted read-only. Where only the cache is meant, --cache-dir names another folder for it."
+	}
+	return ""
+}
+
+// shellQuote quotes s for a shell where that is needed.
+func shellQuote(s string) string {
+	plain := func(r rune) bool {
+		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("/._-:=+,@%", r)
+	}
+	if s != "" && strings.IndexFunc(s, func(r rune) bool { return !plain(r) }) < 0 {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}
