@@ -11,9 +11,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/spf13/cobra"
 )
 
 // jsonDoc is docs/cli-json.md: the tables of its sections by their names.
@@ -151,15 +154,16 @@ type jsonCommand struct {
 func (c *jsonCommand) run(code int, args ...string) map[string]any {
 	c.t.Helper()
 	values := c.values(code, args...)
-	section := "shale " + strings.Join(args[:2], " ")
+	section := "shale " + strings.Join(args[:min(2, len(args))], " ")
 	if len(values) == 0 {
 		c.t.Fatalf("%s printed nothing", section)
 	}
 	c.doc.compare(c.t, section, values[0])
 	if code != 0 {
-		if failure, ok := values[len(values)-1].(map[string]any); !ok || len(values) != 2 || len(failure) != 1 || failure["error"] == "" {
-			c.t.Errorf("%s printed %v, want its answer and the failure", section, values)
+		if len(values) != 2 {
+			c.t.Fatalf("%s printed %d values, want its answer and the failure: %v", section, len(values), values)
 		}
+		c.doc.compare(c.t, "failure", values[1])
 	}
 	answer, _ := values[0].(map[string]any)
 	return answer
@@ -232,9 +236,17 @@ func TestJSONIsDocumented(t *testing.T) {
 	c.run(0, "thin", "mappings", meta)
 	c.run(0, "thin", "delta", "--thin1", "2", "--thin2", "3", "--verbose", meta)
 
-	if v := c.values(1, "backup", "inspect", url); fmt.Sprint(v) != "[map[error:"+v[0].(map[string]any)["error"].(string)+"]]" {
-		t.Errorf("a failure is printed as %v", v)
+	c.run(0, "version")
+	c.doc.compare(t, "shale version", asJSON(t, versionOf(&debug.BuildInfo{Settings: []debug.BuildSetting{
+		{Key: "vcs.revision", Value: "0123456789abcdef"}, {Key: "vcs.time", Value: "2026-01-02T03:04:05Z"},
+	}})))
+
+	failure := c.values(1, "backup", "inspect", url)
+	if len(failure) != 1 {
+		t.Fatalf("a failure is printed as %v", failure)
 	}
+	c.doc.compare(t, "failure", failure[0])
+
 	for section, rows := range c.doc.sections {
 		for _, row := range rows {
 			if !c.doc.seen[section+" "+row.path] {
@@ -242,6 +254,39 @@ func TestJSONIsDocumented(t *testing.T) {
 			}
 		}
 	}
+}
+
+// Every command that a user can call has a section.
+func TestJSONOfAllCommands(t *testing.T) {
+	d := readJSONDoc(t)
+	var walk func(cmd *cobra.Command)
+	walk = func(cmd *cobra.Command) {
+		for _, sub := range cmd.Commands() {
+			walk(sub)
+		}
+		switch {
+		case cmd.HasSubCommands(), cmd.Hidden, cmd.Name() == "help":
+		case len(d.sections[cmd.CommandPath()]) == 0:
+			t.Errorf("docs/cli-json.md has no section %q", cmd.CommandPath())
+		}
+	}
+	for _, cmd := range newRootCommand(&app{}).Commands() {
+		if cmd.Name() != "completion" {
+			walk(cmd)
+		}
+	}
+}
+
+func asJSON(t *testing.T, v any) (out any) {
+	t.Helper()
+	b, err := json.Marshal(v)
+	if err == nil {
+		err = json.Unmarshal(b, &out)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
 }
 
 // damage breaks data packs and asks the commands that tell of it.
