@@ -99,8 +99,8 @@ func TestSecondReader(t *testing.T) {
 			r := newRepository(t, dir, compression)
 			rng := rand.New(rand.NewPCG(1, 2))
 			m := &image{data: make([]byte, 66<<20+5<<12+777)} // 67 spans of 1 MiB: a tree of two levels above the leaves
-			m.write(rng, 0, 60_000)
-			m.write(rng, 5<<20-9000, 40_000) // over the border of two spans
+			m.write(rng, 0, 40_000)
+			m.write(rng, 5<<20-9000, 30_000) // over the border of two spans
 			m.write(rng, len(m.data)-5000, 5000)
 			backUpAndRead(t, r, m, dir, read)
 
