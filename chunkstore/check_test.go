@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/cespare/xxhash/v2"
@@ -357,8 +358,13 @@ func TestCheckNamesTheRecord(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		var mu sync.Mutex // guards the two below
 		var last, total int64
-		rep, err := r.Check(t.Context(), CheckOptions{Level: level, Progress: func(d, n int64) { last, total = max(last, d), n }})
+		rep, err := r.Check(t.Context(), CheckOptions{Level: level, Progress: func(d, n int64) {
+			mu.Lock()
+			defer mu.Unlock()
+			last, total = max(last, d), n
+		}})
 		if err != nil || len(rep.Damage) != 1 || rep.Damage[0].Object != object || rep.Damage[0].Off != int64(e.off) || len(rep.Damage[0].Touches) == 0 {
 			t.Errorf("level %d: %+v, %v; want one damage at %d", level, rep, err, e.off)
 		}

@@ -4,11 +4,15 @@ import (
 	"bytes"
 	"context"
 	"math/rand/v2"
+	"os"
 	"testing"
 
 	"github.com/shalebackup/shale/chunkstore/backend"
 	"github.com/shalebackup/shale/chunkstore/backend/mem"
 )
+
+// fullTest says whether tests that take samples are to try everything.
+func fullTest() bool { return os.Getenv("SHALE_TEST_FULL") != "" }
 
 // openTest makes a repository at be, if there is none, and opens it. The test's clean-up checks it down to the data.
 func openTest(t *testing.T, be backend.Backend, o Options) *Repository {
