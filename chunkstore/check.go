@@ -78,7 +78,7 @@ func (r *Repository) Check(ctx context.Context, o CheckOptions) (*CheckReport, e
 		}
 		return nil, err
 	}
-	c := &check{r: r, o: o, backupObjects: records, segs: r.index.snapshot(), bad: map[key]int{}}
+	c := &check{report: CheckReport{Damage: []Damage{}}, r: r, o: o, backupObjects: records, segs: r.index.snapshot(), bad: map[key]int{}}
 	c.report.Healed = healed
 	c.report.Segments = len(c.segs)
 	for _, s := range c.segs {

@@ -224,7 +224,7 @@ func decodeTable(b []byte, t packTrailer) ([]tableEntry, error) {
 		e.stored = binary.LittleEndian.Uint32(p[32:])
 		rc := binary.LittleEndian.Uint32(p[36:])
 		e.raw, e.codec, e.off = rc&maxRaw, Codec(rc>>24), uint32(off)
-		if e.stored < recordHeaderLen || uint64(e.stored) > t.tableOff-off {
+		if e.stored < recordHeaderLen || e.stored > maxRaw || uint64(e.stored) > t.tableOff-off {
 			return nil, fmt.Errorf("record %d of %d bytes at %d does not fit before the table at %d", i, e.stored, off, t.tableOff)
 		}
 		off += uint64(e.stored)

@@ -230,6 +230,11 @@ func (r *Repository) loadLeaf(ctx context.Context, id ID, spanLen int) ([]Chunk,
 		return nil, err
 	}
 	chunks, err := decodeLeaf(nil, b, 0, spanLen)
+	for i := range chunks {
+		if n := chunks[i].Len; n > r.cfg.MaxChunk { // readers' buffers are that long
+			err = fmt.Errorf("chunk of %d bytes, the longest in this repository has %d", n, r.cfg.MaxChunk)
+		}
+	}
 	if err != nil {
 		return nil, r.nodeCorrupt(&id, err)
 	}

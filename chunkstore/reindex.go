@@ -49,7 +49,7 @@ func (r *Repository) reindex(ctx context.Context, progress func(done, total int)
 	if err := r.be.List(ctx, prefixPacks, list(&packs)); err != nil {
 		return nil, fmt.Errorf("list packs: %w", err)
 	}
-	rep := &ReindexReport{}
+	rep := &ReindexReport{Damage: []Damage{}}
 	for i, object := range packs {
 		if err := r.reindexPack(ctx, object, rep); err != nil {
 			return nil, err

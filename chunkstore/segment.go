@@ -113,8 +113,11 @@ type segment struct {
 
 // openSegment checks what is cheap: lengths and counts. Entries are bounds-checked when they are looked at.
 func openSegment(name string, data []byte) (*segment, error) {
-	if len(data) < segmentHeaderLen+segmentSumLen || string(data[:8]) != segmentMagic {
+	if len(data) < segmentHeaderLen+segmentSumLen || string(data[:7]) != segmentMagic[:7] {
 		return nil, errors.New("not an index segment")
+	}
+	if string(data[:8]) != segmentMagic {
+		return nil, fmt.Errorf("%w: index segment %q", ErrUnsupported, data[:8])
 	}
 	s := &segment{name: name, data: data}
 	s.packs = int(binary.LittleEndian.Uint32(data[8:]))

@@ -33,7 +33,7 @@ type VerifyDamage struct {
 func Verify(ctx context.Context, repo *chunkstore.Repository, b *chunkstore.Backup, progress Progress) (*VerifyReport, error) {
 	v := verify{
 		repo: repo, blob: repo.OpenBlob(b.Blob), progress: progressOr(progress),
-		rep: VerifyReport{Volume: b.Volume, Backup: b.ID, Size: b.Blob.Size, Data: b.Blob.Data},
+		rep: VerifyReport{Volume: b.Volume, Backup: b.ID, Size: b.Blob.Size, Data: b.Blob.Data, Damage: []VerifyDamage{}},
 	}
 	v.progress.Total(b.Blob.Data)
 	g, ctx := errgroup.WithContext(ctx)
