@@ -80,7 +80,11 @@ func (h *history) step(t *testing.T) {
 	before := h.now
 	h.now = h.images.next(before)
 	v := &volume{image: h.now, full: h.images.dataExtents(h.now), changed: h.images.changedExtents(before, h.now), base: h.parent != nil}
-	incr := backup(t, h.repo, v, engine.BackupOptions{Volume: "vol", Workers: 1 + h.rng.IntN(3)})
+	o := engine.BackupOptions{Volume: "vol", Workers: 1 + h.rng.IntN(3)}
+	if h.parent != nil {
+		o.Base = h.parent.ID // two backups of one millisecond have no order
+	}
+	incr := backup(t, h.repo, v, o)
 	scan := &volume{image: h.now, full: v.full}
 	full := backup(t, h.repo, scan, engine.BackupOptions{Volume: "scan", Full: true})
 	if incr.Backup.Blob != full.Backup.Blob {
