@@ -229,7 +229,7 @@ func (b *BlobBuilder) Finish(ctx context.Context) (BlobRef, error) {
 			return BlobRef{}, fmt.Errorf("span %d was not set, in which a blob of %d or its base of %d bytes ends", b.moved, b.size, b.base.ref.Size)
 		}
 	}
-	if !b.set && b.base != nil { // nothing changed, but a smaller root may do now
+	if !b.set && b.base != nil && b.spans > 0 { // nothing changed, but a smaller root may do now
 		id, _, err := b.base.subtree(ctx, b.level, 0)
 		if err != nil {
 			return BlobRef{}, err
