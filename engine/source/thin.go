@@ -168,11 +168,12 @@ func (v *thinVolume) mapped(ctx context.Context, from uint64) iter.Seq2[Extent, 
 }
 
 // difference yields what differs from the base. Of what the base maps behind the end that the volume had then, the backup has
-// nothing: from there on, whatever is mapped may differ.
+// nothing: from there on, whatever is mapped may differ. So does the block in which that end lies, mapped or not.
 func (v *thinVolume) difference(ctx context.Context) iter.Seq2[Extent, error] {
-	end := uint64(v.parent) / v.state.BlockSize
+	bs := v.state.BlockSize
+	end, rest := uint64(v.parent)/bs, (uint64(v.parent)+bs-1)/bs // blocks wholly before the end, and before what is behind it
 	if v.parent >= v.size {
-		end = math.MaxUint64
+		end, rest = math.MaxUint64, math.MaxUint64
 	}
 	return func(yield func(Extent, error) bool) {
 		for c, err := range v.meta.Diff(ctx, *v.base, v.state.Device, thin.DiffOptions{}) {
@@ -188,10 +189,15 @@ func (v *thinVolume) difference(ctx context.Context) iter.Seq2[Extent, error] {
 				return
 			}
 		}
-		if end == math.MaxUint64 {
+		if end < rest {
+			if e, ok := v.extent(end, 1, false); ok && !yield(e, nil) {
+				return
+			}
+		}
+		if rest == math.MaxUint64 {
 			return
 		}
-		for e, err := range v.mapped(ctx, end) {
+		for e, err := range v.mapped(ctx, rest) {
 			if !yield(e, err) {
 				return
 			}
