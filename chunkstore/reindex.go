@@ -14,10 +14,12 @@ type ReindexReport struct {
 	Chunks   int64    `json:"chunks"`
 	Segments int      `json:"segments"` // written
 	Removed  int      `json:"removed"`  // segments replaced
-	Damage   []Damage `json:"damage"`   // packs whose tables cannot be read; their records are not in the index
+	Damage   []Damage `json:"damage"`   // packs whose tables cannot be read
+	Kept     int64    `json:"kept"`     // of their records, those that the old index knew and the new one knows too
 }
 
-// Reindex makes the index anew from the packs alone, whatever state it is in. Backups and other writers may run meanwhile: their
+// Reindex makes the index anew from the packs, whatever state it is in; the old one is asked only for packs whose own tables are
+// damaged. Backups and other writers may run meanwhile: their
 // packs are found, or are in segments written after this listing, which stay. It returns the repository, open.
 func Reindex(ctx context.Context, be backend.Backend, o Options, progress func(done, total int)) (*Repository, *ReindexReport, error) {
 	cfg, err := loadConfig(ctx, be)
@@ -58,6 +60,9 @@ func (r *Repository) reindex(ctx context.Context, progress func(done, total int)
 			progress(i+1, len(packs))
 		}
 	}
+	if err := r.reindexKept(ctx, old, rep); err != nil {
+		return nil, err
+	}
 	if err := r.reindexFlush(ctx, rep); err != nil {
 		return nil, err
 	}
@@ -94,6 +99,46 @@ func (r *Repository) reindexPack(ctx context.Context, object string, rep *Reinde
 	rep.Chunks += int64(len(t.entries))
 	if r.index.addPending(packRef{id: id, salt: t.header.salt, kind: kind, size: size}, t.entries) >= maxPending {
 		return r.reindexFlush(ctx, rep)
+	}
+	return nil
+}
+
+// reindexKept adds what the old index knows of packs whose tables are damaged: the records may be sound.
+func (r *Repository) reindexKept(ctx context.Context, old []string, rep *ReindexReport) error {
+	damaged := map[packID]bool{}
+	for _, d := range rep.Damage {
+		if id, _, ok := parsePackObject(d.Object); ok {
+			damaged[id] = true
+		}
+	}
+	if len(damaged) == 0 {
+		return nil
+	}
+	for _, name := range old {
+		data, err := r.readObject(ctx, name, kindIndex)
+		if errors.Is(err, ErrCorrupt) || errors.Is(err, backend.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("read old index segment: %w", err)
+		}
+		s, err := openSegment(name, data)
+		if err != nil || verifySegment(s) != nil {
+			continue
+		}
+		for i := range s.packs {
+			p := s.pack(i)
+			if !damaged[p.id] {
+				continue
+			}
+			entries := s.appendPackEntries(nil, uint32(i))
+			rep.Kept += int64(len(entries))
+			if r.index.addPending(p, entries) >= maxPending {
+				if err := r.reindexFlush(ctx, rep); err != nil {
+					return err
+				}
+			}
+		}
 	}
 	return nil
 }
