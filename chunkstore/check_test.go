@@ -458,7 +458,11 @@ func TestCheckKnowsSecondCopies(t *testing.T) {
 		t.Fatal(err)
 	}
 	b := openTest(t, be, Options{})
-	img := sparseImage(rand.New(rand.NewPCG(7, 8)), 600_000)
+	img := make([]byte, 600_000)
+	rnd := rand.New(rand.NewPCG(7, 8))
+	for i := range img {
+		img[i] = byte(rnd.Uint32())
+	}
 	var backups []stored
 	for i, r := range []*Repository{a, b} {
 		w := newTestWriter(t, r)
@@ -468,6 +472,9 @@ func TestCheckKnowsSecondCopies(t *testing.T) {
 			t.Fatal(err)
 		}
 		backups = append(backups, newStored(rec, append([]byte{byte(i + 1)}, img[1:]...)))
+	}
+	if rep, err := b.Check(t.Context(), CheckOptions{}); err != nil || len(rep.Damage) > 0 || rep.Unused == 0 {
+		t.Fatalf("there are no second copies: %+v, %v", rep, err)
 	}
 	for _, object := range objectNames(t, be) {
 		if !strings.HasPrefix(object, prefixPacks+"data") {
