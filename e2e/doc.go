@@ -6,7 +6,8 @@
 //	SHALE_E2E=1 go test -count=1 -v ./e2e -run TestGuest/TestSnapshotWhileWriting
 //	SHALE_GUEST_RUN=TestSnapshot SHALE_E2E=1 ...      boot for the tests of that name only
 //
-// To add one, write an ordinary Go test in package guest: it runs in the guest as root, with device-mapper, loop devices, LVM, and
-// the file systems' tools. NewPool there makes a pool. Tests of one package share one boot, which takes some 6 s on an
-// emulated processor; what needs disks of its own, or a crash of the machine, calls lab.Guest with a package of its own.
+// To add one, write an ordinary Go test in package guest: it runs in the guest as root, with device-mapper, loop devices, LVM,
+// the file systems' tools, and the shale command of this tree. NewPool there makes a pool. Tests of one package share one boot,
+// which takes some 6 s on an emulated processor; what needs disks of its own, or a crash of the machine, calls lab.Guest with a
+// package of its own.
 package e2e

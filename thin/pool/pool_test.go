@@ -341,6 +341,7 @@ func TestRecover(t *testing.T) {
 	leave(claimActive, "shale-1-aa", record{Pool: v.Pool, Device: "shale-1-aa"})
 	leave(claimSnapshot, "a", record{Pool: v.Pool, DeviceID: 9000001, Made: true})
 	leave(claimSnapshot, "b", record{Pool: v.Pool, DeviceID: 9000002})             // died before it knew
+	leave(claimSnapshot, "b0", record{Pool: v.Pool, DeviceID: 9000005})            // died before it made it
 	leave(claimSnapshot, "c", record{Pool: v.Pool, DeviceID: 9000003, Made: true}) // deleted already
 	leave(claimSnapshot, "later", record{Pool: gone, DeviceID: 9000004, Made: true})
 	leave(claimReserve, "later", record{Pool: gone, Root: 3})

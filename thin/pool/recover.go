@@ -113,7 +113,13 @@ func (h *Host) recoverSnapshot(ctx context.Context, _ *claim, rec record, r *Rec
 		name = fmt.Sprintf("%s device %d", rec.Pool.Name, rec.DeviceID)
 		err = h.message(ctx, rec.Pool.Name, fmt.Sprintf("delete %d", rec.DeviceID))
 	default: // the ID may have been somebody else's
-		r.Unsure = append(r.Unsure, fmt.Sprintf("%s device %d", rec.Pool.Name, rec.DeviceID))
+		there, err := h.exists(ctx, rec.Pool, rec.DeviceID)
+		if err != nil {
+			return err
+		}
+		if there {
+			r.Unsure = append(r.Unsure, fmt.Sprintf("%s device %d", rec.Pool.Name, rec.DeviceID))
+		}
 		return nil
 	}
 	if errors.Is(err, ErrNotFound) {
@@ -130,4 +136,19 @@ func (h *Host) recoverSnapshot(ctx context.Context, _ *claim, rec record, r *Rec
 	}
 	r.Deleted = append(r.Deleted, name)
 	return nil
+}
+
+// exists tells by activating it whether a pool has a device of that ID.
+func (h *Host) exists(ctx context.Context, p Pool, id uint32) (bool, error) {
+	if _, err := h.Status(ctx, p); errors.Is(err, ErrNotFound) {
+		return false, errLater
+	}
+	d, err := h.Activate(ctx, p, id, sectorSize, "")
+	if errors.Is(err, ErrNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return true, d.Close(ctx)
 }
