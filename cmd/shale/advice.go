@@ -32,35 +32,36 @@ func (a *app) repositoryAdvice(cmd *cobra.Command, err error) string {
 	if a.location.Path != "" {
 		url = shellQuote(a.location.String())
 	}
+	shale := func(command string) string { return quoted("shale " + command + " " + url) }
 	var missing *chunkstore.NotFoundError
 	switch {
 	case errors.Is(err, chunkstore.ErrNoRepository):
-		return fmt.Sprintf("'shale repo init %s' makes one.", url)
+		return shale("repo init") + " makes one."
 	case errors.Is(err, chunkstore.ErrRepositoryExists):
 		return "Use it as it is, or name another folder. 'shale repo stats' says what it holds."
 	case errors.Is(err, chunkstore.ErrUnsupported):
 		return fmt.Sprintf("A newer shale wrote it: use that one. This is %s.", buildVersion().Version)
 	case damaged(err):
-		return damageAdvice(cmd, err, url)
+		return damageAdvice(cmd, err, shale)
 	case errors.As(err, &missing):
-		return fmt.Sprintf("'shale backup list %s' shows what there is.", url)
+		return shale("backup list") + " shows what there is."
 	}
 	return ""
 }
 
-func damageAdvice(cmd *cobra.Command, err error, url string) string {
+func damageAdvice(cmd *cobra.Command, err error, shale func(command string) string) string {
 	var c *chunkstore.CorruptError
 	errors.As(err, &c)
 	switch {
 	case c != nil && c.Object == "config":
 		return "Without its configuration the repository cannot be read. Put back the file 'config' from a copy: it never changes."
 	case c != nil && strings.HasPrefix(c.Object, "index/"), errors.Is(err, chunkstore.ErrNotFound):
-		return fmt.Sprintf("'shale repo reindex %s' makes the index anew from the packs.", url)
+		return shale("repo reindex") + " makes the index anew from the packs."
 	case errors.Is(err, chunkstore.ErrCorrupt), errors.Is(err, errDamage) && cmd.Name() == "list":
-		return fmt.Sprintf("'shale repo check --stored %s' says what else is damaged, and which backups that touches.", url)
+		return shale("repo check --stored") + " says what else is damaged, and which backups that touches."
 	case errors.Is(err, errDamage) && (cmd.Name() == "check" || cmd.Name() == "verify"):
-		return "What is not listed can be restored. A full backup (shale backup create --full) of a volume that still has the lost bytes stores them anew\n" +
-			"only after the damaged packs were moved away and 'shale repo reindex' was run."
+		return "What is not listed can be restored. What a volume still holds can be mended: move the damaged packs out of the repository,\n" +
+			"give " + shale("repo reindex") + ", and back the volume up with --full."
 	}
 	return ""
 }
@@ -138,6 +139,14 @@ func systemAdvice(_ *cobra.Command, err error) string {
 		return "That file system is mounted read-only. Where only the cache is meant, --cache-dir names another folder for it."
 	}
 	return ""
+}
+
+// quoted sets a command off from the words around it, unless its own quotes do.
+func quoted(command string) string {
+	if strings.Contains(command, "'") {
+		return command
+	}
+	return "'" + command + "'"
 }
 
 // shellQuote quotes s for a shell where that is needed.

@@ -15,10 +15,11 @@ import (
 // progress draws how far long work has come: a bar on a terminal, a line now and then elsewhere, nothing with --quiet.
 // It is engine.Progress. Safe for many goroutines.
 type progress struct {
-	what string
-	unit unit
-	out  io.Writer // nil: nothing is drawn
-	tty  bool
+	what  string
+	unit  unit
+	out   io.Writer // nil: nothing is drawn
+	tty   bool
+	every time.Duration // between lines, where there is no terminal
 
 	mu          sync.Mutex // guards all below
 	doneN, allN int64
@@ -34,10 +35,8 @@ const (
 	unitNumber
 )
 
-const progressEvery = 10 * time.Second
-
 func (a *app) newProgress(what string) *progress {
-	p := &progress{what: what, last: time.Now()}
+	p := &progress{what: what, every: a.progressEvery, last: time.Now()}
 	if !a.quiet {
 		p.out = a.stderr
 	}
@@ -79,7 +78,7 @@ func (p *progress) draw() {
 		}
 		p.bar.SetTotal(p.allN, false)
 		p.bar.SetCurrent(p.doneN)
-	case time.Since(p.last) >= progressEvery:
+	case time.Since(p.last) >= p.every:
 		p.last = time.Now()
 		fmt.Fprintf(p.out, "%s: %s of %s\n", p.what, p.figure(p.doneN), p.figure(p.allN))
 	}

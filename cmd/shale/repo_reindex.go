@@ -41,6 +41,9 @@ Exit code 3: some packs could not be read; what they hold is not in the index.`,
 				for _, d := range rep.Damage {
 					fmt.Fprintf(a.stdout, "damaged: %s at byte %d: %s\n", d.Object, d.Off, d.Error)
 				}
+				if rep.Kept > 0 {
+					fmt.Fprintf(a.stdout, "%d chunks of damaged packs kept: the old index knew where they are\n", rep.Kept)
+				}
 				_, err = fmt.Fprintf(a.stdout, "%d packs, %d chunks, %d segments written, %d removed\n", rep.Packs, rep.Chunks, rep.Segments, rep.Removed)
 			}
 			if err == nil && len(rep.Damage) > 0 {

@@ -31,6 +31,9 @@ func (a *app) repositoryOptions() (chunkstore.Options, error) {
 		}
 		dir = filepath.Join(user, "shale")
 	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return chunkstore.Options{}, fmt.Errorf("cache folder: %w; --cache-dir or $%s names another", err, cacheEnv)
+	}
 	return chunkstore.Options{CacheDir: dir, Parallel: a.parallel}, nil
 }
 

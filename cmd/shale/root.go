@@ -7,6 +7,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -24,17 +25,18 @@ type app struct {
 	cacheDir string // --cache-dir
 	parallel int    // --parallel
 
-	location engine.Location // the repository that was named, for advice
+	progressEvery time.Duration   // between lines of progress where there is no terminal
+	location      engine.Location // the repository that was named, for advice
 }
 
 // run executes one command line and returns the exit code.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	a := &app{stdin: stdin, stdout: stdout, stderr: stderr}
+	return (&app{stdin: stdin, stdout: stdout, stderr: stderr, progressEvery: 10 * time.Second}).run(ctx, args)
+}
+
+func (a *app) run(ctx context.Context, args []string) int {
 	root := newRootCommand(a)
 	root.SetArgs(args)
-	root.SetIn(stdin)
-	root.SetOut(stdout)
-	root.SetErr(stderr)
 	cmd, err := root.ExecuteContextC(ctx)
 	code := exitCode(ctx, err)
 	if err != nil {
@@ -89,6 +91,9 @@ Environment:
 			return nil
 		},
 	}
+	root.SetIn(a.stdin)
+	root.SetOut(a.stdout)
+	root.SetErr(a.stderr)
 	f := root.PersistentFlags()
 	f.BoolVar(&a.json, "json", false, "print the answer, or the failure, as JSON")
 	f.BoolVar(&a.quiet, "quiet", false, "no progress and no notes on stderr")
