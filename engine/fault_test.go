@@ -150,8 +150,10 @@ func TestBackupCancelled(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			var be backend.Backend = mem.New()
 			r := openRepo(t, be) // its clean-up sees the backend as it is
+			var faulty *backendtest.Faulty
 			if tt.fault != nil {
-				be = backendtest.NewFaulty(t, be, *tt.fault)
+				faulty = backendtest.NewFaulty(t, be, *tt.fault)
+				be = faulty
 			}
 			slow, err := chunkstore.Open(t.Context(), be, chunkstore.Options{})
 			if err != nil {
@@ -162,6 +164,7 @@ func TestBackupCancelled(t *testing.T) {
 			defer cancel()
 			v := inPieces(image, 64<<10)
 			v.base = tt.fault != nil && tt.fault.Method == backendtest.List
+			before, start := runtime.NumGoroutine(), time.Now()
 			if tt.read > 0 {
 				v.onRead = func(n int) {
 					if n == tt.read {
@@ -169,9 +172,13 @@ func TestBackupCancelled(t *testing.T) {
 					}
 				}
 			} else {
-				time.AfterFunc(100*time.Millisecond, cancel)
+				go func() {
+					for !faulty.Fired() && ctx.Err() == nil {
+						time.Sleep(time.Millisecond)
+					}
+					cancel()
+				}()
 			}
-			before, start := runtime.NumGoroutine(), time.Now()
 			_, err = engine.Backup(ctx, slow, v, engine.BackupOptions{Volume: "vol"})
 			if took := time.Since(start); !errors.Is(err, context.Canceled) || took > 10*time.Second {
 				t.Errorf("ended after %v with %v", took, err)
@@ -198,7 +205,7 @@ func mustNotLeak(t *testing.T, before int) {
 // A backup that dies after whichever write leaves a sound repository. The next one goes on: together they store little more than one
 // that was not disturbed, at most one data pack twice.
 func TestBackupDiesAtEveryWrite(t *testing.T) {
-	first, second := randomImage(1, 5*mib), randomImage(2, 5*mib)
+	first, second := randomImage(1, 3*mib), randomImage(2, 3*mib)
 	o := engine.BackupOptions{Volume: "vol"}
 	whole := storedBy(t, first, second)
 	for _, lost := range []bool{false, true} {

@@ -29,7 +29,7 @@ func TestManyHosts(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			be := make(t)
 			checked := openRepo(t, be) // down to the data, in the end
-			const hosts, rounds = 3, 3
+			const hosts, rounds = 3, 2
 			images := map[string][]byte{} // by backup ID
 			var mu sync.Mutex             // guards images
 			var all sync.WaitGroup
@@ -43,7 +43,7 @@ func TestManyHosts(t *testing.T) {
 					defer r.Close()
 					for n := range rounds {
 						for _, volume := range []string{"shared", fmt.Sprintf("own%d", h)} {
-							image := append(randomImage(uint64(n), 2*mib), randomImage(uint64(100*h+n), mib)...) // 2 MiB that all have
+							image := append(randomImage(uint64(n), mib), randomImage(uint64(100*h+n), mib/2)...) // 1 MiB that all have
 							res, err := engine.Backup(t.Context(), r, plainVolume(image), engine.BackupOptions{Volume: volume})
 							if err != nil {
 								t.Errorf("host %d: %v", h, err)

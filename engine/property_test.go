@@ -18,7 +18,7 @@ import (
 
 var (
 	propertySeed   = flag.Uint64("property.seed", 0, "seed of the first random history of volumes; 0: of the clock")
-	propertyRounds = flag.Int("property.rounds", 60, "number of random histories")
+	propertyRounds = flag.Int("property.rounds", 30, "number of random histories")
 )
 
 const (

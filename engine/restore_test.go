@@ -272,12 +272,12 @@ func TestRestoreResumes(t *testing.T) {
 }
 
 func TestRestoreCancelled(t *testing.T) {
-	image := sparseImage()
+	image := randomImage(1, 20*mib) // several batches
 	r := memRepo(t)
 	b := backup(t, r, plainVolume(image), engine.BackupOptions{Volume: "vol"}).Backup
 	target := filepath.Join(t.TempDir(), "target")
 	ctx, cancel := context.WithCancel(t.Context())
-	_, err := engine.Restore(ctx, r, b, target, engine.RestoreOptions{Progress: &progress{on: func(int64) { cancel() }}})
+	_, err := engine.Restore(ctx, r, b, target, engine.RestoreOptions{Workers: 1, Progress: &progress{on: func(int64) { cancel() }}})
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}

@@ -134,20 +134,23 @@ func (img *imageFile) settle(ctx context.Context) error {
 		if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.EROFS) { // those two: nothing to write out here
 			return fmt.Errorf("write out %s: %w", img.path, err)
 		}
-		now := time.Now()
+		before := time.Now()
 		var st unix.Stat_t
 		if err := unix.Fstat(int(img.f.Fd()), &st); err != nil {
 			return &fs.PathError{Op: "stat", Path: img.path, Err: err}
 		}
 		img.id.setTimes(&st)
-		age := now.Sub(time.Unix(0, max(img.id.MtimeNS, img.id.CtimeNS)))
-		if age < -clockTick || age > clockTick { // of the future: the clock was set back, and will hardly meet the same nanosecond again
+		changed := time.Unix(0, max(img.id.MtimeNS, img.id.CtimeNS))
+		age := before.Sub(changed)
+		// Of the future: the clock was set back, and will hardly meet the same nanosecond again. That is judged by the time after Fstat,
+		// before which this process may have been held up.
+		if age > clockTick || time.Until(changed) > clockTick {
 			return nil
 		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-time.After(clockTick - age + time.Millisecond):
+		case <-time.After(clockTick - max(age, -clockTick) + time.Millisecond):
 		}
 	}
 	return fmt.Errorf("%s is being written all the time: %w", img.path, ErrChanged)
