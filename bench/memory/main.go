@@ -59,11 +59,8 @@ func parse(args []string) (options, error) {
 	if err := f.Parse(args); err != nil {
 		return o, err
 	}
-	if o.data < 1 || o.size < o.data {
-		return o, errors.New("-data is at least 1, and -size at least -data")
-	}
-	if o.size < 2*o.data {
-		return o, errors.New("-size is at least twice -data: the image is to be sparse")
+	if o.data < 1 || o.size < 2*o.data {
+		return o, errors.New("-data is at least 1, and -size at least twice -data: the image is to be sparse")
 	}
 	return o, nil
 }
