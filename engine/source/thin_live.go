@@ -50,10 +50,14 @@ type ThinLiveOptions struct {
 // The snapshot's blocks cannot change while it exists; that it still does is checked, under a reservation, before the backup record is
 // written.
 //
+// # External origins
+//
+// A volume that shows another device where it has no data of its own is read whole, through a device that is activated for the
+// time: the pool's metadata does not know the other device. It is no base.
+//
 // # Refused
 //
-// A volume with an external origin: what it shows does not all come from its pool (pool.ErrUnsupported). Without AsIs, a pool that
-// takes no snapshots: pool.ErrReadOnly, ErrNeedsCheck, ErrOutOfSpace. A failed pool: pool.ErrFailed.
+// Without AsIs, a pool that takes no snapshots: pool.ErrReadOnly, ErrNeedsCheck, ErrOutOfSpace. A failed pool: pool.ErrFailed.
 func ThinVolume(name string, o ThinLiveOptions) Opener {
 	t := newThinLive(o)
 	t.find = func(ctx context.Context) (pool.Volume, error) { return t.host.Resolve(ctx, name) }
@@ -93,10 +97,6 @@ func (t *thinLiveOpener) Open(ctx context.Context, parents iter.Seq2[Parent, err
 	if err != nil {
 		return nil, Base{}, err
 	}
-	if vol.ExternalOrigin != "" {
-		return nil, Base{}, fmt.Errorf("thin volume %s shows device %s where it has no data of its own (an external origin): %w",
-			vol.Name, vol.ExternalOrigin, pool.ErrUnsupported)
-	}
 	t.tidy(ctx)
 	status, err := t.host.Status(ctx, vol.Pool)
 	if err == nil {
@@ -113,6 +113,9 @@ func (t *thinLiveOpener) Open(ctx context.Context, parents iter.Seq2[Parent, err
 	}()
 	if err := v.freeze(ctx, status); err != nil {
 		return nil, Base{}, err
+	}
+	if vol.ExternalOrigin != "" {
+		return openWhole(ctx, v)
 	}
 	if v.data, err = openData(vol.Pool.Data); err != nil {
 		return nil, Base{}, err

@@ -33,6 +33,7 @@ type fakePool struct {
 	held     bool
 	heldRuns int // reservations so far
 	kept     map[uint32]bool
+	active   int
 	calls    []string
 	fail     func(call string) error
 }
@@ -211,6 +212,29 @@ func (f *fakePool) heldRoot() uint64 {
 	_, err := f.metaFile.ReadAt(b, heldRootAt)
 	f.must(err)
 	return binary.LittleEndian.Uint64(b)
+}
+
+// Activate writes the device's image to a file.
+func (f *fakePool) Activate(ctx context.Context, _ pool.Volume, id uint32) (liveDevice, error) {
+	if err := f.call(ctx, "activate"); err != nil {
+		return nil, err
+	}
+	path := filepath.Join(f.t.TempDir(), "active")
+	f.must(os.WriteFile(path, f.images[id], 0o600))
+	f.active++
+	return &fakeDevice{f, path}, nil
+}
+
+type fakeDevice struct {
+	f    *fakePool
+	path string
+}
+
+func (d *fakeDevice) Node() string { return d.path }
+
+func (d *fakeDevice) Close(context.Context) error {
+	d.f.active--
+	return d.f.call(context.Background(), "deactivate")
 }
 
 type fakeReservation struct {

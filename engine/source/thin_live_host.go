@@ -13,6 +13,7 @@ type livePool interface {
 	Status(ctx context.Context, p pool.Pool) (pool.Status, error)
 	Snapshot(ctx context.Context, v pool.Volume) (liveSnapshot, error)
 	Reserve(ctx context.Context, p pool.Pool) (liveReservation, error)
+	Activate(ctx context.Context, v pool.Volume, deviceID uint32) (liveDevice, error)
 	Delete(ctx context.Context, p pool.Pool, r pool.Ref) error
 }
 
@@ -25,6 +26,11 @@ type liveSnapshot interface {
 type liveReservation interface {
 	HeldRoot() uint64
 	Release(ctx context.Context) error
+}
+
+type liveDevice interface {
+	Node() string
+	Close(ctx context.Context) error
 }
 
 // livePools is the real livePool.
@@ -46,6 +52,15 @@ func (h livePools) Reserve(ctx context.Context, p pool.Pool) (liveReservation, e
 	return rootedReservation{r}, nil
 }
 
+// Activate makes a block device that reads as v would, were it that device of the pool.
+func (h livePools) Activate(ctx context.Context, v pool.Volume, deviceID uint32) (liveDevice, error) {
+	d, err := h.Host.Activate(ctx, v.Pool, deviceID, v.SizeBytes, v.ExternalOrigin)
+	if err != nil {
+		return nil, err
+	}
+	return activeDevice{d}, nil
+}
+
 type namedSnapshot struct{ *pool.Snapshot }
 
 func (s namedSnapshot) Name() pool.Ref { return s.Ref }
@@ -53,3 +68,7 @@ func (s namedSnapshot) Name() pool.Ref { return s.Ref }
 type rootedReservation struct{ *pool.Reservation }
 
 func (r rootedReservation) HeldRoot() uint64 { return r.Root }
+
+type activeDevice struct{ *pool.Device }
+
+func (d activeDevice) Node() string { return d.Path }

@@ -68,6 +68,13 @@ func (b *liveBackups) read(ctx context.Context, s Source, base Base) ([]byte, er
 	return img, nil
 }
 
+func live(s Source) *thinLive {
+	if w, ok := s.(*thinWhole); ok {
+		return w.thinLive
+	}
+	return s.(*thinLive)
+}
+
 // run is a whole backup; the record is written when it returns no error.
 func (b *liveBackups) run(ctx context.Context, meanwhile func(Source)) (base Base, stats Stats, err error) {
 	s, base, err := b.o.Open(ctx, b.newestFirst())
@@ -75,13 +82,13 @@ func (b *liveBackups) run(ctx context.Context, meanwhile func(Source)) (base Bas
 		return base, stats, err
 	}
 	defer func() { err = errors.Join(err, s.Close(context.WithoutCancel(ctx), err == nil)) }()
-	want := bytes.Clone(b.f.images[s.(*thinLive).state.Device])
+	want := bytes.Clone(b.f.images[live(s).state.Device])
 	if meanwhile != nil {
 		meanwhile(s)
 	}
 	img, err := b.read(ctx, s, base)
 	if err == nil {
-		err = s.(*thinLive).Recheck(ctx)
+		err = s.(interface{ Recheck(context.Context) error }).Recheck(ctx)
 	}
 	if err != nil {
 		return base, stats, err
@@ -392,14 +399,35 @@ func TestThinLiveModeChanges(t *testing.T) {
 	}
 }
 
+// TestThinLiveExternalOrigin: what comes from outside of the pool is read with the rest.
 func TestThinLiveExternalOrigin(t *testing.T) {
-	f := newFakePool(t, 100*fakeBlock)
+	r := rand.New(rand.NewPCG(1, 13))
+	f := newFakePool(t, 30*fakeBlock-512)
+	b := newLiveBackups(t, f)
 	f.vol.ExternalOrigin = "7:1"
-	if _, _, err := newLiveBackups(t, f).run(t.Context(), nil); !errors.Is(err, pool.ErrUnsupported) {
+	f.write(r, 3, 2)
+	copy(f.images[1], bytes.Repeat([]byte("origin "), 100))
+	for range 2 {
+		base, stats := b.mustRun(func(Source) {
+			if f.active != 1 || len(f.snapshots()) != 1 {
+				t.Errorf("%d devices are active, snapshots %v", f.active, f.snapshots())
+			}
+		})
+		if base.Parent != nil || !strings.Contains(base.Reason, "no data of its own") || stats.BytesRead != f.vol.SizeBytes {
+			t.Errorf("base %+v, %+v", base, stats)
+		}
+	}
+	f.fail = func(call string) error {
+		if call == "activate" {
+			return errFault
+		}
+		return nil
+	}
+	if _, _, err := b.run(t.Context(), nil); !errors.Is(err, errFault) {
 		t.Errorf("got %v", err)
 	}
-	if len(f.snapshots()) > 0 {
-		t.Error("a snapshot was taken")
+	if f.active != 0 || len(f.snapshots()) > 0 {
+		t.Errorf("left: %d active, snapshots %v", f.active, f.snapshots())
 	}
 }
 
