@@ -30,11 +30,10 @@ func TestDamagedData(t *testing.T) {
 	s.run(0, "repo", "check", repo) // the structure is sound
 	for _, level := range []string{"--stored", "--data"} {
 		var rep chunkstore.CheckReport
-		f := s.json(3, &rep, "repo", "check", repo, level)
+		s.json(3, &rep, "repo", "check", repo, level)
 		if len(rep.Damage) != 1 || rep.Damage[0].Object != object || len(rep.Damage[0].Touches) != 1 || rep.Damage[0].Touches[0].Volume != "db" {
 			t.Errorf("%s reports %+v, want %s", level, rep.Damage, object)
 		}
-		says(t, f.Error, "damage found in 1 place(s)")
 	}
 	text := s.run(3, "repo", "check", repo, "--stored")
 	says(t, text.out, "damaged: "+object, "lost: volume db backup backup-", "1 places damaged")
@@ -96,8 +95,8 @@ func TestDamagedRecord(t *testing.T) {
 	}
 	says(t, list.talk, "cannot be read: ", l.Backup, "1 backup record(s)", "'shale repo check --stored")
 	var records []listedBackup
-	if f := s.json(3, &records, "backup", "list", repo); len(records) != 1 || records[0].URL != good || f.Error == "" {
-		t.Errorf("list gives %+v, then %+v", records, f)
+	if f := s.json(3, &records, "backup", "list", repo); len(records) != 1 || records[0].URL != good || f.Error != "" {
+		t.Errorf("list gives %+v, then a second value %+v", records, f)
 	}
 	s.run(3, "backup", "inspect", bad)
 	s.run(3, "repo", "check", repo)
@@ -132,8 +131,8 @@ func TestDamagedIndex(t *testing.T) {
 
 	var rep chunkstore.ReindexReport
 	s.flip(s.objects(repo, "packs/data/*/*")[0], -1)
-	if f := s.json(3, &rep, "repo", "reindex", repo); len(rep.Damage) != 1 || f.Error != "damage found in 1 pack(s)" {
-		t.Errorf("reindex over a damaged pack reports %+v, then %+v", rep, f)
+	if f := s.json(3, &rep, "repo", "reindex", repo); len(rep.Damage) != 1 || f.Error != "" {
+		t.Errorf("reindex over a damaged pack reports %+v, then a second value %+v", rep, f)
 	}
 	says(t, s.run(3, "repo", "reindex", repo).out, "damaged: packs/data/")
 }

@@ -127,7 +127,7 @@ func (a *app) printError(cmd *cobra.Command, err error, code int) {
 			f.Error = "interrupted"
 		}
 	}
-	if a.json {
+	if a.json && !a.answered { // a report of damage is an answer, and says it all
 		_ = a.printJSON(f)
 	}
 	fmt.Fprintf(a.stderr, "shale: %s\n", f.Error)

@@ -25,6 +25,8 @@ type app struct {
 	cacheDir string // --cache-dir
 	parallel int    // --parallel
 
+	answered bool // printJSON was called
+
 	progressEvery time.Duration   // between lines of progress where there is no terminal
 	location      engine.Location // the repository that was named, for advice
 }
@@ -163,7 +165,9 @@ func unknownCommand(cmd *cobra.Command, name string) error {
 	return usagef(cmd, "unknown command %q", name)
 }
 
+// printJSON prints the answer; a command has one at most.
 func (a *app) printJSON(v any) error {
+	a.answered = true
 	enc := json.NewEncoder(a.stdout)
 	enc.SetEscapeHTML(false)
 	enc.SetIndent("", "  ")
