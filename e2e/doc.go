@@ -2,7 +2,7 @@
 // environment has SHALE_E2E=1, and skip otherwise.
 //
 //	scripts/setup                                     once: what the guest needs
-//	SHALE_E2E=1 go test -count=1 ./e2e/...            all
+//	SHALE_E2E=1 go test -count=1 -timeout 20m ./e2e/...   all: some minutes, the more the busier the machine
 //	SHALE_E2E=1 go test -count=1 -v ./e2e -run TestGuest/TestSnapshotWhileWriting
 //	SHALE_GUEST_RUN=TestSnapshot SHALE_E2E=1 ...      boot for the tests of that name only
 //

@@ -191,6 +191,25 @@ func TestLiveTogether(t *testing.T) {
 	atRest(t, h, v, 4)
 }
 
+// TestLiveExternalOrigin: a volume that shows another device where it has no data of its own.
+func TestLiveExternalOrigin(t *testing.T) {
+	p := NewPool(t, 64)
+	origin := Disk(t, 8)
+	write(t, origin, 5<<10, 1)
+	p.Message("create_thin", "1")
+	Run(t, "dmsetup", "create", "overlaid", "--table", fmt.Sprintf("0 32768 thin /dev/mapper/%s 1 %s", p.Name, origin))
+	t.Cleanup(func() { Run(t, "dmsetup", "remove", "--retry", "overlaid") })
+	write(t, "/dev/mapper/overlaid", 1<<10, 2)
+	h := newHost(t)
+	v := mustResolve(t, h, "overlaid")
+	r := newRepository(t)
+	c := r.mustCreate("overlaid")
+	if got, kernel := r.restored(c), sum(t, "/dev/mapper/overlaid"); got != kernel || !strings.Contains(c.Reason, "no data of its own") {
+		t.Errorf("restored: sha256 %s, the kernel reads %s; reason %q", got, kernel, c.Reason)
+	}
+	atRest(t, h, v, 1)
+}
+
 // TestLiveReadOnlyPool: no snapshot can be taken, but what stands still can be backed up, also against the base.
 func TestLiveReadOnlyPool(t *testing.T) {
 	p := NewPool(t, 64)

@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"github.com/shalebackup/shale/chunkstore"
+	"github.com/shalebackup/shale/thin"
 	"github.com/shalebackup/shale/thin/pool"
 )
 
@@ -171,15 +172,23 @@ func devices(t *testing.T, h *pool.Host, v pool.Volume) (n int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var list struct{ Devices []json.RawMessage }
-	out := mustShale(t, "thin", "devices", v.Pool.Metadata, "--metadata-snap", "--format", "json")
-	if err := json.Unmarshal([]byte(out), &list); err != nil {
-		t.Fatalf("%v in %s", err, out)
+	meta, err := thin.Open(v.Pool.Metadata, thin.Options{MetadataSnapshot: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, err := range meta.Devices(t.Context()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		n++
+	}
+	if err := meta.Close(); err != nil {
+		t.Error(err)
 	}
 	if err := r.Release(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	return len(list.Devices)
+	return n
 }
 
 // atRest fails the test unless the volume runs, nothing is reserved, and the pool has so many devices.

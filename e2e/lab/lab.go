@@ -51,6 +51,21 @@ func (g Guest) Run(ctx context.Context, w io.Writer, command ...string) error {
 	return cmd.Wait()
 }
 
+// before is the limit for the guest, so that it ends before the test's deadline: nobody would be left to end it then.
+func (g Guest) before(t *testing.T) time.Duration {
+	limit := g.Timeout
+	if limit == 0 {
+		limit = 5 * time.Minute
+	}
+	if deadline, ok := t.Deadline(); ok {
+		limit = max(time.Second, min(limit, time.Until(deadline)-deadlineSpare))
+	}
+	return limit
+}
+
+// deadlineSpare is for ending the guest and reporting its tests.
+const deadlineSpare = 10 * time.Second
+
 func (g Guest) args(command []string) []string {
 	var args []string
 	for _, d := range g.Disks {
@@ -75,6 +90,7 @@ func (g Guest) Test(t *testing.T, pkg string, pattern ...string) {
 	t.Helper()
 	Require(t)
 	binary := Compile(t, "test", "-c", pkg)
+	g.Timeout = g.before(t)
 	command := []string{binary, "-test.v", "-test.timeout", "0"}
 	if len(pattern) > 0 {
 		command = append(command, "-test.run", strings.Join(pattern, "|"))
