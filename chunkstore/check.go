@@ -78,7 +78,7 @@ func (r *Repository) Check(ctx context.Context, o CheckOptions) (*CheckReport, e
 		}
 		return nil, err
 	}
-	c := &check{report: CheckReport{Damage: []Damage{}}, r: r, o: o, backupObjects: records, segs: r.index.snapshot(), bad: map[key]int{}}
+	c := &check{report: CheckReport{Damage: []Damage{}}, r: r, o: o, backupObjects: records, segs: r.index.snapshot(), bad: map[key]int{}, edges: map[key]struct{}{}}
 	c.report.Healed = healed
 	c.report.Segments = len(c.segs)
 	for _, s := range c.segs {
@@ -99,6 +99,7 @@ type check struct {
 	backupObjects []string // names of the backup records
 	segs          []*segment
 	seen          [][]atomic.Uint64 // a bit for each entry of each segment: some backup refers to it
+	edges         map[key]struct{}  // subtrees walked at the edge of a blob only; a path for each backup at most
 	ok            map[packID]int64  // packs that are there, and their lengths
 	objects       []backend.Object  // the packs listed
 

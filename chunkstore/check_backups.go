@@ -87,6 +87,21 @@ func (c *check) mark(id *ID) (known, seen bool) {
 	return false, false
 }
 
+// walked reports whether the subtree id, marked before or not, has been walked and need not be again. Where it was walked at the
+// edge of a blob only, that says nothing of other places.
+func (c *check) walked(id *ID, edge, seen bool) bool {
+	k := id.key()
+	if edge {
+		if !seen {
+			c.edges[k] = struct{}{}
+		}
+		return false
+	}
+	_, only := c.edges[k]
+	delete(c.edges, k)
+	return seen && !only
+}
+
 // touch adds a range of this backup to a damage. Neighbouring ranges are merged.
 func (w *checkWalk) touch(n int, off, end int64) {
 	d := &w.c.report.Damage[n]
@@ -127,7 +142,9 @@ func (w *checkWalk) subtree(ctx context.Context, id ID, level int, number int64)
 		w.lost(&id, "tree node", from, end)
 		return nil
 	}
-	if seen && !w.full {
+	// What stands at a blob's end, or is its root, is right only for a blob of that size.
+	edge := level == w.blob.level || end > w.b.Blob.Size
+	if w.c.walked(&id, edge, seen) && !w.full {
 		w.skipped = true
 		return nil
 	}

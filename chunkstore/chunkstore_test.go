@@ -185,7 +185,7 @@ func TestRootIsAFunctionOfContent(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer w.Close()
-	sizes := []int{0, 1, 4096, 1 << 20, 1<<20 + 1, 64 << 20, 64<<20 + 5000, 70 << 20, 3 << 20}
+	sizes := []int{0, 1, 4096, 1 << 20, 1<<20 + 1, 64<<20 + 5000, 70 << 20, 3 << 20}
 	var prev []byte
 	var base *Blob
 	for i, size := range sizes {

@@ -76,7 +76,7 @@ func TestCutter(t *testing.T) {
 		{mask: 1<<12 - 1, max: 64 << 10},
 		{mask: 15, max: CutBlock},
 	} {
-		for _, size := range []int{0, 1, 4095, 4096, 4097, 8192, 100_000, 1 << 20, 1<<20 - 1, 4 << 20} {
+		for _, size := range []int{0, 1, 4095, 4096, 4097, 8192, 100_000, 1 << 20, 1<<20 - 1} {
 			span := cutSpan(rnd, size)
 			pieces := cutAll(t, c, span, 0)
 			at, covered := 0, 0
@@ -98,7 +98,8 @@ func TestCutter(t *testing.T) {
 			if covered != size {
 				t.Fatalf("pieces cover %d of %d", covered, size)
 			}
-			for i := range pieces { // from any border on, the same
+			for range min(len(pieces), 8) { // from any border on, the same
+				i := rnd.IntN(len(pieces))
 				if again := cutAll(t, c, span, pieces[i].off); !slices.Equal(again, pieces[i:]) {
 					t.Fatalf("cut from %d: %+v, want %+v", pieces[i].off, again[:1], pieces[i])
 				}
