@@ -23,13 +23,14 @@ import (
 )
 
 type options struct {
-	mappings []uint64
-	changed  int
-	fill     int
-	seed     uint64
-	repeat   int
-	dir      string
-	child    string
+	mappings          []uint64
+	changed           int
+	fill              int
+	seed              uint64
+	repeat            int
+	dir               string
+	child             string
+	minCPU, minBlocks float64 // ratios below which a row fails
 }
 
 func main() {
@@ -54,6 +55,8 @@ func parse(args []string) (options, error) {
 	f.Uint64Var(&o.seed, "seed", 1, "of the layout and the choice of changed blocks")
 	f.IntVar(&o.repeat, "repeat", 3, "runs of each program; the least CPU time counts")
 	f.StringVar(&o.dir, "dir", "", "where the metadata is written (33 bytes a mapping), default a temporary folder")
+	f.Float64Var(&o.minCPU, "min-cpu", 0, "fail when thin_delta takes less than so many times our CPU time")
+	f.Float64Var(&o.minBlocks, "min-blocks", 0, "fail when both trees have less than so many times the blocks we read")
 	f.StringVar(&o.child, "child", "", "internal: what the measured process does, diff or walk")
 	if err := f.Parse(args); err != nil {
 		return o, err
@@ -132,9 +135,12 @@ func row(ctx context.Context, o options, tool, path string, n uint64) error {
 	if err != nil {
 		return err
 	}
+	cpu, read := peer.cpu.Seconds()/own.cpu.Seconds(), float64(walk.blocks)/float64(own.blocks)
 	fmt.Printf("| %d | %d | %.3f | %.3f | %.4f | %.4f | %.0fx | %d | %d | %.1fx | %.0f, %.0f |\n",
 		n, blocks*4096>>20, peer.cpu.Seconds(), peer.wall.Seconds(), own.cpu.Seconds(), own.wall.Seconds(),
-		peer.cpu.Seconds()/own.cpu.Seconds(), walk.blocks, own.blocks, float64(walk.blocks)/float64(own.blocks),
-		float64(peer.rss)/1024, float64(own.rss)/1024)
+		cpu, walk.blocks, own.blocks, read, float64(peer.rss)/1024, float64(own.rss)/1024)
+	if cpu < o.minCPU || read < o.minBlocks {
+		return fmt.Errorf("ratios of CPU time and blocks are %.1f and %.1f, wanted are %.1f and %.1f", cpu, read, o.minCPU, o.minBlocks)
+	}
 	return nil
 }
