@@ -16,5 +16,5 @@ func TestGuest(t *testing.T) {
 		pattern = append(pattern, p)
 	}
 	shale := lab.Compile(t, "build", "github.com/shalebackup/shale/cmd/shale")
-	lab.Guest{Timeout: 15 * time.Minute, Env: []string{"SHALE_BINARY=" + shale}}.Test(t, "./guest", pattern...)
+	lab.Guest{Timeout: 18 * time.Minute, Env: []string{"SHALE_BINARY=" + shale}}.Test(t, "./guest", pattern...)
 }
