@@ -31,6 +31,7 @@ type Backup struct {
 	Host    string            `json:"host,omitempty"`
 	Labels  map[string]string `json:"labels,omitempty"`
 	Source  json.RawMessage   `json:"source,omitempty"` // what the next incremental backup compares with
+	Trash   []string          `json:"trash,omitempty"`  // trash lists whose packs this backup is known not to need
 	Counts  Counts            `json:"counts"`
 }
 
@@ -110,7 +111,8 @@ func (b *Backup) validate() error {
 	return nil
 }
 
-// PutBackup flushes the Writer and then writes the record. It fills in Version, and ID and Time where they are empty.
+// PutBackup flushes the Writer and then writes the record. It fills in Version and Trash, and ID and Time where they are empty.
+// ErrPruned when a prune has removed what the backup relied on.
 func (w *Writer) PutBackup(ctx context.Context, b *Backup) error {
 	if b.Time.IsZero() {
 		b.Time = time.Now().UTC()
@@ -122,15 +124,9 @@ func (w *Writer) PutBackup(ctx context.Context, b *Backup) error {
 		}
 	}
 	b.Version = backupVersion
-	record, err := json.Marshal(b)
-	if err == nil && len(record) > maxRecordLen {
-		err = fmt.Errorf("%d bytes are more than a record can have", len(record))
-	}
-	if err == nil {
-		err = b.validate()
-	}
-	if err != nil {
-		return fmt.Errorf("backup record: %w", err)
+	b.Trash = nil
+	if _, err := b.encode(); err != nil {
+		return err
 	}
 	if err := w.Flush(ctx); err != nil {
 		return err
@@ -142,10 +138,32 @@ func (w *Writer) PutBackup(ctx context.Context, b *Backup) error {
 	if err := w.putObject(ctx, prefixVolumes+w.r.volumeKey(b.Volume), kindVolume, volume, w.r.be.Put); err != nil {
 		return fmt.Errorf("write the volume's name: %w", err)
 	}
+	if err := w.saveFromTrash(ctx, b); err != nil {
+		return err
+	}
+	record, err := b.encode() // nothing may come between the last look at the trash and the record
+	if err != nil {
+		return err
+	}
 	if err := w.putObject(ctx, w.r.backupObject(b.Volume, b.ID), kindBackup, record, w.r.be.PutIfAbsent); err != nil {
 		return fmt.Errorf("write backup record: %w", err)
 	}
-	return nil
+	return w.checkRecorded(ctx, b)
+}
+
+// encode makes the record's JSON, if the record is possible.
+func (b *Backup) encode() ([]byte, error) {
+	record, err := json.Marshal(b)
+	if err == nil && len(record) > maxRecordLen {
+		err = fmt.Errorf("%d bytes are more than a record can have", len(record))
+	}
+	if err == nil {
+		err = b.validate()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("backup record: %w", err)
+	}
+	return record, nil
 }
 
 type volumeObject struct {

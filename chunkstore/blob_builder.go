@@ -48,6 +48,7 @@ func (w *Writer) NewBlob(ctx context.Context, size int64, base *Blob) (*BlobBuil
 	if base == nil || base.ref.Root.IsZero() {
 		return b, nil
 	}
+	w.shares(base.ref)
 	b.data = base.ref.Data
 	if end := min(size, base.ref.Size); size != base.ref.Size && end%int64(w.r.cfg.SpanBytes) != 0 {
 		b.moved = end / int64(w.r.cfg.SpanBytes)
@@ -236,5 +237,6 @@ func (b *BlobBuilder) Finish(ctx context.Context) (BlobRef, error) {
 		}
 		b.root = id
 	}
+	b.w.finished(b.root)
 	return BlobRef{Root: b.root, Size: b.size, Data: b.data}, nil
 }

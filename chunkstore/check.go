@@ -54,6 +54,7 @@ type CheckReport struct {
 	Chunks    int64    `json:"chunks"`     // index entries
 	Unused    int64    `json:"unused"`     // index entries that no backup refers to
 	Unindexed int      `json:"unindexed"`  // packs that no index segment names; an interrupted backup leaves such
+	Condemned int      `json:"condemned"`  // packs that a prune has condemned and not yet deleted
 	Healed    int      `json:"healed"`     // local copies of segments that had gone bad and were fetched anew
 	BytesRead int64    `json:"bytes_read"` // of packs
 	Damage    []Damage `json:"damage"`
@@ -80,6 +81,10 @@ func (r *Repository) Check(ctx context.Context, o CheckOptions) (*CheckReport, e
 	}
 	c := &check{report: CheckReport{Damage: []Damage{}}, r: r, o: o, backupObjects: records, segs: r.index.snapshot(), bad: map[key]int{}, edges: map[key]struct{}{}}
 	c.report.Healed = healed
+	c.trash = r.index.trashSet()
+	if err := c.trash.err; err != nil {
+		c.damage(prefixTrash, 0, err)
+	}
 	c.report.Segments = len(c.segs)
 	for _, s := range c.segs {
 		c.seen = append(c.seen, make([]atomic.Uint64, (s.count+63)/64))
@@ -101,7 +106,9 @@ type check struct {
 	seen          [][]atomic.Uint64 // a bit for each entry of each segment: some backup refers to it
 	edges         map[key]struct{}  // subtrees walked at the edge of a blob only; a path for each backup at most
 	ok            map[packID]int64  // packs that are there, and their lengths
-	objects       []backend.Object  // the packs listed
+	trash         *trashSet
+	gone          map[packID]struct{} // packs that a prune has deleted and the index, as we read it, still names
+	objects       []backend.Object    // the packs listed
 
 	mu     sync.Mutex // guards the two below
 	report CheckReport
@@ -142,6 +149,12 @@ func (c *check) packs(ctx context.Context) error {
 		return fmt.Errorf("list packs: %w", err)
 	}
 	c.report.Packs = len(c.objects)
+	for id := range c.ok {
+		if c.trash.condemned(id) {
+			c.report.Condemned++
+		}
+	}
+	c.gone = map[packID]struct{}{}
 	named := map[packID]int{} // by its damage, -1 for none
 	for _, s := range c.segs {
 		for i := range s.packs {
@@ -150,7 +163,9 @@ func (c *check) packs(ctx context.Context) error {
 				continue
 			}
 			named[p.id] = -1
-			if size, ok := c.ok[p.id]; !ok {
+			if size, ok := c.ok[p.id]; !ok && c.pruned(ctx, p.id) {
+				c.gone[p.id] = struct{}{}
+			} else if !ok {
 				named[p.id] = c.damage(p.id.object(p.kind), 0, errors.New("pack is missing"))
 			} else if size != p.size {
 				named[p.id] = c.damage(p.id.object(p.kind), min(size, p.size), fmt.Errorf("pack has %d bytes, the index says %d", size, p.size))
@@ -168,6 +183,16 @@ func (c *check) packs(ctx context.Context) error {
 		}
 	}
 	return ctx.Err()
+}
+
+// pruned says whether a pack that is not there was condemned.
+func (c *check) pruned(ctx context.Context, id packID) bool {
+	if !c.trash.condemned(id) {
+		if trash, err := c.r.index.refreshTrash(ctx); err == nil { // perhaps since we began
+			c.trash = trash
+		}
+	}
+	return c.trash.condemned(id)
 }
 
 // lost marks the records of a segment that lie in missing packs, or behind the end of packs that are too short.
@@ -321,7 +346,9 @@ func (c *check) records(ctx context.Context, o backend.Object, t *packTable) err
 		}
 		end := entries[n-1].off + entries[n-1].stored
 		*buf = slices.Grow((*buf)[:0], int(end-from))[:end-from]
-		if err := c.r.be.ReadAt(ctx, o.Name, *buf, int64(from)); err != nil {
+		if err := c.r.be.ReadAt(ctx, o.Name, *buf, int64(from)); errors.Is(err, backend.ErrNotExist) && c.pruned(ctx, t.id) {
+			return nil
+		} else if err != nil {
 			return fmt.Errorf("read %s at %d: %w", o.Name, from, err)
 		}
 		for i := range entries[:n] {

@@ -12,6 +12,11 @@ import (
 // backups walks the trees of all backups. A subtree met before is not walked again, unless something is damaged: then
 // every backup is asked what it loses.
 func (c *check) backups(ctx context.Context) error {
+	if len(c.gone) > 0 { // what moved is found in the index as it is now
+		if err := c.r.index.refresh(ctx); err != nil {
+			return err
+		}
+	}
 	if len(c.bad) > 0 {
 		return c.walkAll(ctx, true)
 	}
@@ -78,11 +83,21 @@ type checkWalk struct {
 // mark notes that the entry of id is in use. known is whether it is in the index, seen whether it was marked before.
 func (c *check) mark(id *ID) (known, seen bool) {
 	k := id.key()
+	moved := false
 	for i, s := range c.segs {
 		if j, ok := s.find(&k); ok {
+			if c.isGone(s, j) {
+				moved = true
+				continue
+			}
 			bit := uint64(1) << (j % 64)
 			return true, c.seen[i][j/64].Or(bit)&bit != 0
 		}
+	}
+	if moved { // by a prune, to where the index as it is now says
+		l, ok := c.r.index.lookup(&k)
+		_, gone := c.gone[l.pack.id]
+		return ok && !gone, false
 	}
 	return false, false
 }
@@ -100,6 +115,19 @@ func (c *check) walked(id *ID, edge, seen bool) bool {
 	_, only := c.edges[k]
 	delete(c.edges, k)
 	return seen && !only
+}
+
+// isGone says whether entry j of the segment is in a pack that a prune has deleted.
+func (c *check) isGone(s *segment, j int) bool {
+	if len(c.gone) == 0 {
+		return false
+	}
+	n := int(s.entryAt(j).pack)
+	if n >= s.packs {
+		return false
+	}
+	_, gone := c.gone[s.pack(n).id]
+	return gone
 }
 
 // touch adds a range of this backup to a damage. Neighbouring ranges are merged.

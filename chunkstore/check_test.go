@@ -464,8 +464,9 @@ func TestCheckKnowsSecondCopies(t *testing.T) {
 		img[i] = byte(rnd.Uint32())
 	}
 	var backups []stored
+	writers := []*Writer{newTestWriter(t, a), newTestWriter(t, b)} // neither learns of the other's chunks
 	for i, r := range []*Repository{a, b} {
-		w := newTestWriter(t, r)
+		w := writers[i]
 		ref := putImage(t, r, w, append([]byte{byte(i + 1)}, img[1:]...), nil)
 		rec := &Backup{Volume: fmt.Sprint("host", i), Blob: ref}
 		if err := w.PutBackup(t.Context(), rec); err != nil {

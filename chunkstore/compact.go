@@ -6,9 +6,12 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math/bits"
 	"slices"
+
+	"github.com/shalebackup/shale/chunkstore/backend"
 )
 
 const (
@@ -26,20 +29,39 @@ func newRun() (uint64, error) {
 }
 
 // CompactIndex merges index segments when there are many, so that their number grows with the logarithm of the repository.
-// The merged ones are removed after what replaces them is durable; whoever has listed but not read them lists again.
+// The merged ones are removed after what replaces them is durable; whoever has listed but not read them lists again. When a prune
+// condemns packs meanwhile, the merge is taken back and left to the next call.
 func (r *Repository) CompactIndex(ctx context.Context) error {
-	r.index.changing.Lock()
-	defer r.index.changing.Unlock()
+	if mergeable(r.index.snapshot()) == nil {
+		return nil
+	}
+	if err := r.index.refresh(ctx); err != nil { // the segments may be long gone, and with them the packs that they name
+		return fmt.Errorf("merge index segments: %w", err)
+	}
+	return r.index.compact(ctx)
+}
+
+// compact is CompactIndex for segments that were listed or written just now.
+func (x *index) compact(ctx context.Context) error {
+	x.changing.Lock()
+	defer x.changing.Unlock()
 	for {
-		merge := mergeable(r.index.snapshot())
+		merge := mergeable(x.snapshot())
 		if merge == nil {
 			return nil
 		}
-		if err := r.index.merge(ctx, merge); err != nil {
+		_, err := x.merge(ctx, merge, nil)
+		if errors.Is(err, errTrashChanged) {
+			return nil
+		}
+		if err != nil {
 			return fmt.Errorf("merge index segments: %w", err)
 		}
 	}
 }
+
+// errTrashChanged: a prune condemned packs while segments were merged.
+var errTrashChanged = errors.New("a prune has condemned packs meanwhile")
 
 // mergeable returns the segments of mergeRuns or more runs of like size, nil if there are none.
 func mergeable(segs []*segment) []*segment {
@@ -66,47 +88,95 @@ func mergeable(segs []*segment) []*segment {
 	return nil
 }
 
-// merge writes one run in place of the given segments. The caller holds changing.
-func (x *index) merge(ctx context.Context, in []*segment) error {
-	run, err := newRun()
+// merge writes one run in place of the given segments, without entries of packs in drop. Where several packs have a record, it
+// keeps the entry of one that is not condemned. The caller holds changing and has refreshed the index. Returns how many segments it
+// wrote.
+func (x *index) merge(ctx context.Context, in []*segment, drop map[packID]struct{}) (int, error) {
+	trash := x.trashSet()
+	if trash.err != nil {
+		return 0, trash.err
+	}
+	out, err := x.mergeRun(ctx, in, trash, drop)
 	if err != nil {
-		return err
-	}
-	for i, s := range in { // a local copy that has gone bad must not get into the repository
-		if in[i], _, err = x.sound(ctx, s); err != nil {
-			return err
-		}
-	}
-	m := newSegmentMerge(in)
-	var out []*segment
-	for {
-		packs, entries, err := m.next(ctx, maxSegment)
-		if err != nil {
-			return err
-		}
-		if len(entries) == 0 {
-			break
-		}
-		seg, _, err := x.put(ctx, encodeSegment(run, packs, entries))
-		if err != nil {
-			return err
-		}
-		out = append(out, seg)
+		return 0, err
 	}
 	x.mu.Lock()
 	x.segs = append(slices.DeleteFunc(slices.Clone(x.segs), func(s *segment) bool { return slices.Contains(in, s) }), out...)
 	x.old = append(x.old, in...)
 	x.mu.Unlock()
+	// What was left out because another pack has the record counts on that pack: no prune may have condemned it since. As nothing is
+	// deleted before a grace is over, these calls need only be done in much less than that.
+	same, err := x.sameTrash(ctx, trash)
+	if err != nil {
+		return 0, err
+	}
+	if !same && !x.r.off.mergeRule {
+		return 0, x.unmerge(ctx, in, out)
+	}
 	for _, s := range in {
+		if err := x.r.be.Delete(ctx, s.name); err != nil {
+			return 0, err
+		}
+	}
+	return len(out), nil
+}
+
+func (x *index) mergeRun(ctx context.Context, in []*segment, trash *trashSet, drop map[packID]struct{}) (out []*segment, err error) {
+	run, err := newRun()
+	if err != nil {
+		return nil, err
+	}
+	for i, s := range in { // a local copy that has gone bad must not get into the repository
+		if in[i], _, err = x.sound(ctx, s); err != nil {
+			return nil, err
+		}
+	}
+	m := newSegmentMerge(in)
+	m.trash, m.drop = trash, drop
+	for {
+		packs, entries, err := m.next(ctx, maxSegment)
+		if err != nil {
+			return nil, err
+		}
+		if len(entries) == 0 {
+			return out, nil
+		}
+		seg, _, err := x.put(ctx, encodeSegment(run, packs, entries))
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, seg)
+	}
+}
+
+// sameTrash lists the trash again.
+func (x *index) sameTrash(ctx context.Context, trash *trashSet) (bool, error) {
+	same := true
+	err := x.r.be.List(ctx, prefixTrash, func(o backend.Object) error {
+		same = same && trash.lists[o.Name] != nil
+		return nil
+	})
+	return same, err
+}
+
+// unmerge takes back what merge wrote.
+func (x *index) unmerge(ctx context.Context, in, out []*segment) error {
+	x.mu.Lock()
+	x.segs = append(slices.DeleteFunc(slices.Clone(x.segs), func(s *segment) bool { return slices.Contains(out, s) }), in...)
+	x.old = append(slices.DeleteFunc(slices.Clone(x.old), func(s *segment) bool { return slices.Contains(in, s) }), out...)
+	x.mu.Unlock()
+	for _, s := range out {
 		if err := x.r.be.Delete(ctx, s.name); err != nil {
 			return err
 		}
 	}
-	return nil
+	return errTrashChanged
 }
 
 // segmentMerge is a merge of sorted segments: a heap of cursors by their next key.
 type segmentMerge struct {
+	trash   *trashSet           // entries of its packs lose against others; nil: none
+	drop    map[packID]struct{} // packs whose entries are left out
 	cursors []mergeCursor
 	last    key
 	begun   bool
@@ -144,32 +214,69 @@ func (m *segmentMerge) Pop() any {
 // next returns up to limit merged entries and the packs that they count in. An entry that lies outside its pack is an error.
 func (m *segmentMerge) next(ctx context.Context, limit int) (packs []packRef, entries []indexEntry, err error) {
 	number := map[packID]uint32{}
-	for len(m.cursors) > 0 && len(entries) < limit {
-		if len(entries)%4096 == 0 && ctx.Err() != nil {
+	uses := []int{} // entries by pack
+	for n := 0; len(m.cursors) > 0; n++ {
+		if n%4096 == 0 && ctx.Err() != nil {
 			return nil, nil, ctx.Err()
 		}
 		c := &m.cursors[0]
 		e := c.seg.entryAt(c.at)
-		if !m.begun || e.key != m.last {
-			l, err := c.seg.locationAt(c.at)
-			if err != nil {
-				return nil, nil, &CorruptError{Object: c.seg.name, Err: err}
-			}
-			n, ok := number[l.pack.id]
-			if !ok {
-				n = uint32(len(packs))
-				number[l.pack.id] = n
-				packs = append(packs, l.pack)
-			}
-			e.pack = n
-			entries = append(entries, e)
-			m.last, m.begun = e.key, true
+		again := m.begun && e.key == m.last
+		if len(entries) >= limit && !again {
+			break
+		}
+		l, err := c.seg.locationAt(c.at)
+		if err != nil {
+			return nil, nil, &CorruptError{Object: c.seg.name, Err: err}
 		}
 		if c.at++; c.at == c.seg.count {
 			heap.Pop(m)
 		} else {
 			heap.Fix(m, 0)
 		}
+		if _, dropped := m.drop[l.pack.id]; dropped {
+			continue
+		}
+		if again {
+			old := entries[len(entries)-1].pack
+			if !m.condemned(packs[old].id) || m.condemned(l.pack.id) {
+				continue
+			}
+			uses[old]--
+			entries = entries[:len(entries)-1]
+		}
+		p, ok := number[l.pack.id]
+		if !ok {
+			p = uint32(len(packs))
+			number[l.pack.id] = p
+			packs, uses = append(packs, l.pack), append(uses, 0)
+		}
+		e.pack = p
+		uses[p]++
+		entries = append(entries, e)
+		m.last, m.begun = e.key, true
 	}
+	packs, entries = unusedPacksOut(packs, entries, uses)
 	return packs, entries, nil
+}
+
+func (m *segmentMerge) condemned(id packID) bool { return m.trash != nil && m.trash.condemned(id) }
+
+// unusedPacksOut takes out packs without entries and numbers the rest anew.
+func unusedPacksOut(packs []packRef, entries []indexEntry, uses []int) ([]packRef, []indexEntry) {
+	if !slices.Contains(uses, 0) {
+		return packs, entries
+	}
+	number := make([]uint32, len(packs))
+	var kept []packRef
+	for i, n := range uses {
+		number[i] = uint32(len(kept))
+		if n > 0 {
+			kept = append(kept, packs[i])
+		}
+	}
+	for i := range entries {
+		entries[i].pack = number[entries[i].pack]
+	}
+	return kept, entries
 }

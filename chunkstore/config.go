@@ -23,6 +23,9 @@ const (
 	prefixIndex   = "index/"   // index/<pack ID>
 	prefixBackups = "backups/" // backups/<volume key>/<backup ID>
 	prefixVolumes = "volumes/" // volumes/<volume key>
+	prefixTrash   = "trash/"   // trash/<pack ID>
+	objectLock    = "prune/lock"
+	prefixProbe   = "prune/now-" // written to learn the store's time, and deleted at once
 )
 
 // Config is a repository's constants: one line of JSON, then a line with the xxHash64 of the first line in 16 hex digits.

@@ -17,7 +17,8 @@
 // Nothing unverified is returned. A record's stored bytes carry an xxHash64 and a part of the ID, both checked on each read;
 // tree nodes are checked against their whole ID. Damage is a *CorruptError that names the object and the offset.
 //
-// Any number of hosts may write at once; no lock is taken. The local cache holds copies of index segments under the
+// Any number of hosts may write at once; no lock is taken. A prune may run beside them: it never takes away what a listed backup needs
+// (docs/adr/0007). The local cache holds copies of index segments under the
 // repository's own ID and can be deleted at any time.
 //
 // Memory is bounded: a Writer holds WriterOptions.Buffers packs and at most maxPending index entries, readers one batch a

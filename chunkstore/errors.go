@@ -15,6 +15,11 @@ var (
 	ErrNoRepository = errors.New("no repository here")
 	// ErrRepositoryExists: Init found one.
 	ErrRepositoryExists = errors.New("there is a repository already")
+	// ErrPruned: a prune removed what a backup under way relied on, which took longer than the prune's grace. Nothing is lost: no
+	// backup was recorded, and the next one stores it again.
+	ErrPruned = errors.New("removed by a prune while the backup ran, which took longer than the prune's --grace")
+	// ErrLocked: another prune is running.
+	ErrLocked = errors.New("another prune is running")
 	// ErrUnsupported: the object was written by a newer shale, or asks for a feature that this one lacks.
 	ErrUnsupported = errors.New("not supported by this version of shale")
 )

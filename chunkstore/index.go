@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -29,10 +30,12 @@ type index struct {
 	packs     []packRef // of pending
 	begun     uint64    // refreshes begun
 	refreshed uint64    // the last refresh that succeeded, by its number
+	trash     *trashSet
+	trashRead time.Duration // when trash was listed, by bootTime
 }
 
 func newIndex(r *Repository) (*index, error) {
-	x := &index{r: r, pending: map[key]indexEntry{}}
+	x := &index{r: r, pending: map[key]indexEntry{}, trash: newTrashSet(nil, nil), trashRead: r.bootTime()}
 	if r.opts.CacheDir != "" {
 		var err error
 		if x.cache, err = openSegmentCache(r.opts.CacheDir, r.cfg.ID); err != nil {
@@ -53,25 +56,23 @@ func (x *index) close() error {
 	return errors.Join(errs...)
 }
 
-// lookup finds a record. A damaged local entry counts as missing: a writer then stores the chunk again, a reader refreshes.
+// lookup finds a record, in a condemned pack only when no other has it. A damaged local entry counts as missing: a writer then
+// stores the chunk again, a reader refreshes.
 func (x *index) lookup(k *key) (location, bool) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	if e, ok := x.pending[*k]; ok {
-		return location{pack: x.packs[e.pack], off: e.off, stored: e.stored, raw: e.raw, codec: e.codec}, true
-	}
-	for _, s := range x.segs {
-		if i, ok := s.find(k); ok {
-			l, err := s.locationAt(i)
-			return l, err == nil
-		}
-	}
-	return location{}, false
+	l, found, _ := x.find(k)
+	return l, found
 }
 
+// has reports whether a writer may rely on the record: some pack has it that is not condemned.
 func (x *index) has(k *key) bool {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
+	if len(x.trash.packs) > 0 {
+		_, found, condemned := x.find(k)
+		return found && !condemned
+	}
 	if _, ok := x.pending[*k]; ok {
 		return true
 	}
@@ -83,6 +84,31 @@ func (x *index) has(k *key) bool {
 	return false
 }
 
+// find is lookup; condemned says that only condemned packs have the record. The caller holds mu.
+func (x *index) find(k *key) (l location, found, condemned bool) {
+	if e, ok := x.pending[*k]; ok {
+		l = location{pack: x.packs[e.pack], off: e.off, stored: e.stored, raw: e.raw, codec: e.codec}
+		if !x.trash.condemned(l.pack.id) {
+			return l, true, false
+		}
+		found = true
+	}
+	for _, s := range x.segs {
+		i, ok := s.find(k)
+		if !ok {
+			continue
+		}
+		here, err := s.locationAt(i)
+		if err == nil && !x.trash.condemned(here.pack.id) {
+			return here, true, false
+		}
+		if !found && err == nil {
+			l, found = here, true
+		}
+	}
+	return l, found, found
+}
+
 // addPending makes the records of a stored pack known. Returns how many entries are pending now.
 func (x *index) addPending(p packRef, entries []tableEntry) int {
 	x.mu.Lock()
@@ -92,6 +118,9 @@ func (x *index) addPending(p packRef, entries []tableEntry) int {
 	for i := range entries {
 		e := &entries[i]
 		k := e.id.key()
+		if old, ok := x.pending[k]; ok && x.trash.condemned(p.id) && !x.trash.condemned(x.packs[old.pack].id) {
+			continue
+		}
 		x.pending[k] = indexEntry{key: k, pack: n, off: e.off, stored: e.stored, raw: e.raw, codec: e.codec}
 	}
 	return len(x.pending)
@@ -198,6 +227,10 @@ func (x *index) refreshAfter(ctx context.Context, seen uint64) error {
 }
 
 func (x *index) refreshOnce(ctx context.Context) error {
+	// The trash comes first: a list that is gone by now had its packs taken out of the index before.
+	if _, err := x.refreshTrash(ctx); err != nil {
+		return err
+	}
 	var names []string
 	err := x.r.be.List(ctx, prefixIndex, func(o backend.Object) error {
 		names = append(names, o.Name)

@@ -9,7 +9,7 @@ import (
 // frameLen is how much of an object's plain bytes goes in one record.
 const frameLen = 1 << 20
 
-// buildObject makes the pack that holds data, cut in frames: an index segment, a backup record, a volume's name.
+// buildObject makes the pack that holds data, cut in frames: an index segment, a backup record, a volume's name, a trash list.
 func (r *Repository) buildObject(kind packKind, data []byte) (packID, []byte, error) {
 	enc, err := r.objects()
 	if err != nil {
@@ -48,7 +48,7 @@ func (r *Repository) readObject(ctx context.Context, name string, kind packKind)
 	if t.header.kind != kind {
 		return nil, &CorruptError{Object: name, Err: fmt.Errorf("pack of kind %v where %v belongs", t.header.kind, kind)}
 	}
-	if kind == kindIndex && name != prefixIndex+t.id.String() {
+	if (kind == kindIndex && name != prefixIndex+t.id.String()) || (kind == kindTrash && name != prefixTrash+t.id.String()) {
 		return nil, &CorruptError{Object: name, Err: errors.New("content is not what the name says")}
 	}
 	bx, err := r.sealer.box(t.header.salt)

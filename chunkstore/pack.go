@@ -22,7 +22,8 @@ import (
 //	  5   1 kind    see packKind
 //	  6   1 scheme  how records are sealed; 0: not at all
 //	  7   1 zero
-//	  8  16 salt    random; the keys of this object's records derive from it
+//	  8  16 salt    the keys of this object's records derive from it; random in data and tree packs, so that no pack ever
+//	                has the name of one that was there before and may be condemned
 //	 24   8 sum     xxHash64 of bytes 0..23
 //
 // Record, from byte 32 on, one after the other (record.go).
@@ -57,6 +58,8 @@ const (
 	kindIndex  packKind = 3 // one index segment, cut in frames
 	kindBackup packKind = 4 // one backup record
 	kindVolume packKind = 5 // one volume's name
+	kindTrash  packKind = 6 // one trash list
+	kindLock   packKind = 7 // who prunes
 )
 
 func (k packKind) String() string {
@@ -71,6 +74,10 @@ func (k packKind) String() string {
 		return "backup"
 	case kindVolume:
 		return "volume"
+	case kindTrash:
+		return "trash"
+	case kindLock:
+		return "lock"
 	}
 	return fmt.Sprintf("kind %d", uint8(k))
 }
@@ -244,13 +251,14 @@ type packBuilder struct {
 	entries []tableEntry
 	body    xxhash.Digest
 	scratch []byte
+	unique  bool // the pack's name is to be new even if its content is not
 }
 
 // reset begins a new pack in the builder's buffers.
 func (p *packBuilder) reset(s sealer, kind packKind) error {
 	p.sealer = s
 	p.header = packHeader{kind: kind, scheme: s.scheme()}
-	if s.overhead() > 0 {
+	if s.overhead() > 0 || p.unique {
 		if _, err := rand.Read(p.header.salt[:]); err != nil {
 			return err
 		}

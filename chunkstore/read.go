@@ -43,8 +43,32 @@ func (r *Repository) locate(ctx context.Context, what string, id *ID) (location,
 	return location{}, &NotFoundError{What: what, Name: id.String()}
 }
 
-// readRecord reads, verifies and decompresses one record.
+// readRecord reads, verifies and decompresses one record, from where it was moved to when a prune has removed its pack.
 func (r *Repository) readRecord(ctx context.Context, id *ID, l location, dst []byte) ([]byte, error) {
+	out, err := r.readRecordAt(ctx, id, l, dst)
+	if errors.Is(err, backend.ErrNotExist) {
+		if moved, ok := r.moved(ctx, id, l); ok {
+			return r.readRecordAt(ctx, id, moved, dst)
+		}
+	}
+	return out, err
+}
+
+// moved looks for another place of a record whose pack is gone.
+func (r *Repository) moved(ctx context.Context, id *ID, l location) (location, bool) {
+	k := id.key()
+	seen := r.index.refreshes()
+	if now, ok := r.index.lookup(&k); ok && now.pack.id != l.pack.id { // another reader has refreshed the index since
+		return now, true
+	}
+	if err := r.index.refreshAfter(ctx, seen); err != nil {
+		return l, false
+	}
+	now, ok := r.index.lookup(&k)
+	return now, ok && now.pack.id != l.pack.id
+}
+
+func (r *Repository) readRecordAt(ctx context.Context, id *ID, l location, dst []byte) ([]byte, error) {
 	buf := r.getBuf(int(l.stored))
 	defer r.putBuf(buf)
 	object := l.pack.id.object(l.pack.kind)
@@ -152,7 +176,13 @@ func (r *Repository) readRun(ctx context.Context, chunks []Chunk, run []batchIte
 			}
 			return nil
 		}
-		return &ReadError{chunks[run[0].i], readError(object, int64(first.off), err)}
+		c := &chunks[run[0].i]
+		if errors.Is(err, backend.ErrNotExist) {
+			if moved, ok := r.moved(ctx, &c.ID, *first); ok {
+				return r.readRun(ctx, chunks, []batchItem{{run[0].i, moved}}, fn)
+			}
+		}
+		return &ReadError{*c, readError(object, int64(first.off), err)}
 	}
 	bx, err := r.sealer.box(first.pack.salt)
 	if err != nil {

@@ -45,6 +45,10 @@ func (r *Repository) reindex(ctx context.Context, progress func(done, total int)
 			return nil
 		}
 	}
+	trash, err := r.index.refreshTrash(ctx)
+	if err != nil {
+		return nil, err
+	}
 	if err := r.be.List(ctx, prefixIndex, list(&old)); err != nil {
 		return nil, fmt.Errorf("list the index: %w", err)
 	}
@@ -65,6 +69,12 @@ func (r *Repository) reindex(ctx context.Context, progress func(done, total int)
 	}
 	if err := r.reindexFlush(ctx, rep); err != nil {
 		return nil, err
+	}
+	// Where several packs have a record, the index names one that was not condemned when this began.
+	if same, err := r.index.sameTrash(ctx, trash); err != nil {
+		return nil, err
+	} else if !same {
+		return nil, fmt.Errorf("the old index segments stay beside the new ones: %w", errTrashChanged)
 	}
 	for _, name := range old {
 		if r.index.lists(name) { // what we wrote is, to the byte, what was there
@@ -151,7 +161,7 @@ func (r *Repository) reindexFlush(ctx context.Context, rep *ReindexReport) error
 	if n > 0 {
 		rep.Segments++
 	}
-	return r.CompactIndex(ctx)
+	return r.index.compact(ctx)
 }
 
 // lists reports whether the segment of that name is in use.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"runtime"
 	"sync"
+	"time"
 
 	"github.com/shalebackup/shale/chunkstore/backend"
 )
@@ -36,6 +37,8 @@ type Repository struct {
 	nodes    *nodeCache
 	bufs     sync.Pool               // *[]byte for stored bytes
 	objects  func() (encoder, error) // compresses what buildObject builds; made on first use
+	bootTime func() time.Duration    // bootTime; tests have another
+	off      pruneRules              // rules that tests switch off; all are on
 }
 
 // Init makes a repository at be. ErrRepositoryExists when there is one.
@@ -96,6 +99,7 @@ func newRepository(be backend.Backend, cfg Config, o Options) (*Repository, erro
 		nameKey:  newHasher(s.derive(contextName)),
 		cutter:   Cutter{mask: 1<<cfg.CutBits - 1, max: cfg.MaxChunk},
 		nodes:    newNodeCache(nodeCacheBytes),
+		bootTime: bootTime,
 	}
 	if r.sealer.overhead() > 0 { // chunk lengths tell nothing about known content
 		k := s.derive(contextCut)

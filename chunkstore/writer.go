@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // WriterOptions say how a Writer works; the zero value is good.
@@ -47,17 +48,45 @@ type Writer struct {
 	adding  sync.RWMutex
 	uploads sync.WaitGroup // packs under way
 
-	mu       sync.Mutex // guards the three below
+	trash []string      // the trash lists there were when this Writer began
+	begun time.Duration // by bootTime
+
+	mu       sync.Mutex // guards all below
 	err      error
 	closed   bool
 	inflight map[key]struct{} // being stored, not yet in the index
+	bases    map[ID]BlobRef   // by root: what blobs of this Writer share subtrees with
+	built    map[ID]struct{}  // roots of blobs that this Writer finished
 
 	stats struct{ chunks, newChunks, newBytes, newNodes, stored, objects, adopted atomic.Int64 }
 }
 
-// NewWriter begins to write. It takes over the packs that an interrupted Writer of this host left behind. Packs are uploaded in the
+// NewWriter begins to write: it learns what the index knows now and what a prune has condemned. It takes over the packs that an interrupted Writer of this host left behind. Packs are uploaded in the
 // background under ctx, which should live until Close; the contexts of other methods end only their own waiting.
 func (r *Repository) NewWriter(ctx context.Context, o WriterOptions) (*Writer, error) {
+	trash, err := r.beginWriting(ctx)
+	if err != nil {
+		return nil, err
+	}
+	w, err := r.newWriter(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	w.trash = trash
+	if r.opts.CacheDir != "" {
+		if w.journal, err = openJournal(r.opts.CacheDir, r.cfg.ID); err != nil {
+			w.stop()
+			return nil, fmt.Errorf("journal of this backup: %w", err)
+		}
+		if err := w.adopt(ctx); err != nil {
+			return nil, errors.Join(err, w.Close())
+		}
+	}
+	return w, nil
+}
+
+// newWriter makes a Writer without a journal, that knows nothing of the trash.
+func (r *Repository) newWriter(ctx context.Context, o WriterOptions) (*Writer, error) {
 	if o.Compression == "" {
 		o.Compression = r.cfg.Compression
 	}
@@ -68,20 +97,11 @@ func (r *Repository) NewWriter(ctx context.Context, o WriterOptions) (*Writer, e
 	if o.Buffers < 2 {
 		o.Buffers = 3
 	}
-	w := &Writer{r: r, enc: enc, inflight: map[key]struct{}{}}
+	w := &Writer{r: r, enc: enc, inflight: map[key]struct{}{}, bases: map[ID]BlobRef{}, built: map[ID]struct{}{}, begun: r.bootTime()}
 	w.ctx, w.stop = context.WithCancel(ctx)
 	w.scratch.New = func() any { return new([]byte) }
 	w.data = newPackStream(w, kindData, r.cfg.PackBytes, o.Buffers)
 	w.tree = newPackStream(w, kindTree, min(treePackBytes, r.cfg.PackBytes), 2)
-	if r.opts.CacheDir != "" {
-		if w.journal, err = openJournal(r.opts.CacheDir, r.cfg.ID); err != nil {
-			w.stop()
-			return nil, fmt.Errorf("journal of this backup: %w", err)
-		}
-		if err := w.adopt(ctx); err != nil {
-			return nil, errors.Join(err, w.Close())
-		}
-	}
 	return w, nil
 }
 
@@ -296,6 +316,7 @@ func (s *packStream) begin(ctx context.Context) (*packBuilder, error) {
 		if b.buf == nil { // what is not written to costs no memory
 			b.buf = make([]byte, 0, s.limit+s.limit/8)
 		}
+		b.unique = !s.w.r.off.freshNames
 		return b, b.reset(s.w.r.sealer, s.kind)
 	case <-ctx.Done():
 		return nil, ctx.Err()

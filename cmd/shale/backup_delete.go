@@ -11,7 +11,7 @@ func newBackupDeleteCommand(a *app) *cobra.Command {
 		Use:   "delete BACKUP-URL",
 		Short: "Delete a backup",
 		Long: `Delete a backup, and print its URL: its record is removed, and it can no longer be restored. Other backups lose nothing.
-The space of chunks that no backup needs any more is not given back by this command.`,
+The space of chunks that no backup needs any more is given back by 'shale repo prune'.`,
 		Example: `  shale backup delete 'vfs:///srv/backups?backup=backup-1a1fdc69ab53f7ad&volume=db'`,
 		Args:    exactArgs("BACKUP-URL"),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {

@@ -223,6 +223,7 @@ func TestJSONIsDocumented(t *testing.T) {
 	c.run(0, "repo", "check", repo, "--data")
 	c.run(0, "repo", "reindex", repo)
 	c.mount(repo)
+	c.prune(repo, filepath.Join(dir, "copy"), image)
 	c.damage(repo, url)
 	c.run(0, "backup", "delete", url)
 
@@ -281,6 +282,57 @@ func asJSON(t *testing.T, v any) (out any) {
 		t.Fatal(err)
 	}
 	return out
+}
+
+// prune prunes, and makes a backup that tells of it; then a repository of its own where a pack to be copied is damaged.
+func (c *jsonCommand) prune(repo, broken, image string) {
+	c.t.Helper()
+	gone := c.create(image, "--dest", repo, "--volume", "gone")
+	c.run(0, "backup", "delete", gone)
+	noise := filepath.Join(c.t.TempDir(), "noise")
+	if err := os.WriteFile(noise, []byte(strings.Repeat("something else ", 9000)), 0o600); err != nil {
+		c.t.Fatal(err)
+	}
+	c.run(0, "backup", "delete", c.create(noise, "--dest", repo, "--volume", "gone"))
+	c.run(0, "repo", "prune", repo, "--dry-run", "--grace", "1ns")
+	c.run(0, "repo", "prune", repo, "--grace", "1ns", "--max-unused", "0")
+	c.create(image, "--dest", repo, "--volume", "img")
+	c.run(0, "backup", "list", repo)
+
+	c.run(0, "repo", "init", broken)
+	both := filepath.Join(c.t.TempDir(), "both")
+	block := func(k byte) []byte { return bytes.Repeat([]byte{k}, 4096) }
+	kept, all := []byte{}, []byte{}
+	for k := range byte(200) { // noise enough for chunks to end
+		b := block(k)
+		for i := range b {
+			b[i] += byte(i * int(k+1))
+		}
+		if all = append(all, b...); k < 100 {
+			kept = append(kept, b...)
+		}
+	}
+	if err := errors.Join(os.WriteFile(both, all, 0o600), os.WriteFile(noise, kept, 0o600)); err != nil {
+		c.t.Fatal(err)
+	}
+	url := c.create(both, "--dest", broken, "--volume", "both")
+	c.create(noise, "--dest", broken, "--volume", "kept")
+	c.run(0, "backup", "delete", url)
+	packs, err := filepath.Glob(filepath.Join(broken, "packs", "data", "*", "*"))
+	if err != nil || len(packs) == 0 {
+		c.t.Fatalf("no data packs: %v", err)
+	}
+	for _, pack := range packs {
+		b, err := os.ReadFile(pack)
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		b[50] ^= 1
+		if err := os.WriteFile(pack, b, 0o600); err != nil {
+			c.t.Fatal(err)
+		}
+	}
+	c.run(3, "repo", "prune", broken, "--grace", "0", "--max-unused", "0")
 }
 
 // damage breaks data packs and asks the commands that tell of it.

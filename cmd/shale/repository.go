@@ -96,6 +96,6 @@ A repository is a folder, local or on NFS, named by a path or a URL: /srv/backup
 to one at once. Where a command takes a repository, the URL of a backup in it does as well.`,
 	}
 	asGroup(cmd)
-	cmd.AddCommand(newRepoInitCommand(a), newRepoStatsCommand(a), newRepoCheckCommand(a), newRepoReindexCommand(a))
+	cmd.AddCommand(newRepoInitCommand(a), newRepoStatsCommand(a), newRepoCheckCommand(a), newRepoReindexCommand(a), newRepoPruneCommand(a))
 	return cmd
 }
