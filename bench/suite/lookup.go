@@ -23,6 +23,8 @@ const (
 	lookupBuild = "build"
 	lookupAsk   = "ask"
 	lookupEvery = 1000 // chunks between two looks at the context
+
+	lookupCompact = 1 << 19 // chunks of one backup, as it were: each merges the index when it is complete
 )
 
 // lookupAnswer is what asking found.
@@ -75,11 +77,16 @@ func buildIndex(ctx context.Context, l engine.Location, o chunkstore.Options, n 
 		if _, err := w.PutChunk(ctx, p); err != nil {
 			return err
 		}
+		if (i+1)%lookupCompact == 0 || i == n-1 {
+			if err := w.Flush(ctx); err != nil {
+				return err
+			}
+			if err := r.CompactIndex(ctx); err != nil {
+				return err
+			}
+		}
 	}
-	if err := w.Flush(ctx); err != nil {
-		return err
-	}
-	return r.CompactIndex(ctx)
+	return nil
 }
 
 func askIndex(ctx context.Context, l engine.Location, o chunkstore.Options, n int) (err error) {

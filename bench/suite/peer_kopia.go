@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"path/filepath"
+	"strings"
 )
 
 // kopiaTool is kopia with two uploads at once; format chooses hash and splitter, whose defaults are BLAKE2B and DYNAMIC-4M-BUZHASH.
@@ -16,7 +17,8 @@ type kopiaTool struct {
 func (t *kopiaTool) name() string { return t.label }
 
 func (t *kopiaTool) version(ctx context.Context) (string, error) {
-	return output(ctx, command{argv: []string{t.bin, "--version"}})
+	out, err := output(ctx, command{argv: []string{t.bin, "--version"}})
+	return strings.TrimSuffix(strings.TrimSpace(out), " from:"), err
 }
 
 func (t *kopiaTool) run(b *bed, args ...string) command {

@@ -47,8 +47,10 @@ func (t *shaleTool) commands(a action, b *bed) []command {
 		return []command{t.run(b, "repo", "check", "--quiet", "--data", t.store(b))}
 	case actDrop:
 		return []command{t.run(b, "backup", "delete", b.ids[0])}
+	case actPrune:
+		return []command{t.run(b, "repo", "prune", "--quiet", "--grace", "0", "--max-unused", "0", t.store(b))}
 	}
-	return nil // prune: there is none yet
+	return nil
 }
 
 func (t *shaleTool) create(a action, b *bed) []string {

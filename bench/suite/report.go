@@ -52,7 +52,7 @@ func (s *suite) writeHead(ctx context.Context, b *strings.Builder) {
 	}
 	fmt.Fprintf(b, "- Rounds: %d, each row by all tools before the next row\n", s.o.rounds)
 	for _, t := range s.tools {
-		v, err := t.version(ctx)
+		v, err := t.version(context.WithoutCancel(ctx)) // also in the report of an interrupted run
 		if err != nil {
 			v = err.Error()
 		}

@@ -206,7 +206,7 @@ func (s *suite) act(ctx context.Context, a action, t tool, b *bed, to *row) (sam
 func (s *suite) pruneRow(ctx context.Context, t tool, b *bed) error {
 	to := s.res.row("prune")
 	to.title, to.metrics = "Remove the first backup and give its space back", append(runMetrics[:4:4], mStored)
-	to.note = "Stored is what was given back. shale deletes backups, but has no prune yet: it is not in this table."
+	to.note = "Stored is what was given back."
 	if len(t.commands(actPrune, b)) == 0 {
 		return nil
 	}
