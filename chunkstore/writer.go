@@ -34,6 +34,7 @@ type WriterStats struct {
 
 // Writer stores chunks, tree nodes and, last, backup records. Safe for many goroutines. After an error it only repeats it.
 type Writer struct {
+	flushAt int // maxPending, but for tests
 	r       *Repository
 	ctx     context.Context // of uploads, which outlive the call that filled their pack
 	stop    context.CancelFunc
@@ -97,7 +98,7 @@ func (r *Repository) newWriter(ctx context.Context, o WriterOptions) (*Writer, e
 	if o.Buffers < 2 {
 		o.Buffers = 3
 	}
-	w := &Writer{r: r, enc: enc, inflight: map[key]struct{}{}, bases: map[ID]BlobRef{}, built: map[ID]struct{}{}, begun: r.bootTime()}
+	w := &Writer{flushAt: maxPending, r: r, enc: enc, inflight: map[key]struct{}{}, bases: map[ID]BlobRef{}, built: map[ID]struct{}{}, begun: r.bootTime()}
 	w.ctx, w.stop = context.WithCancel(ctx)
 	w.scratch.New = func() any { return new([]byte) }
 	w.data = newPackStream(w, kindData, r.cfg.PackBytes, o.Buffers)
@@ -216,9 +217,14 @@ func (w *Writer) upload(kind packKind, b *packBuilder) error {
 		delete(w.inflight, b.entries[i].id.key())
 	}
 	w.mu.Unlock()
-	if pending >= maxPending {
-		return w.flushIndex(ctx)
+	if pending < w.flushAt {
+		return nil
 	}
+	if err := w.flushIndex(ctx); err != nil {
+		return err
+	}
+	// Every look-up probes every run of segments, and a long backup writes hundreds. A merge that fails is left to the next.
+	_ = w.r.CompactIndex(ctx)
 	return nil
 }
 

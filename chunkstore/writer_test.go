@@ -467,3 +467,25 @@ func TestWriterFlushesItsIndexOnTheWay(t *testing.T) {
 	}
 	mustReadChunks(t, be, [][]byte{[]byte("chunk 0"), fmt.Append(nil, "chunk ", n/2), fmt.Append(nil, "chunk ", n-1)})
 }
+
+// A long backup writes many index segments, and merges them on the way: every look-up probes each run.
+func TestWriterMergesIndexOnTheWay(t *testing.T) {
+	r := openTest(t, mem.New(), Options{CacheDir: t.TempDir()})
+	w := newTestWriter(t, r)
+	w.flushAt = 1 // with every pack
+	rnd := rand.New(rand.NewPCG(7, 7))
+	var most int
+	for _, p := range randomChunks(rnd, 2400, 128<<10) {
+		if _, err := w.PutChunk(t.Context(), p); err != nil {
+			t.Fatal(err)
+		}
+		most = max(most, len(r.index.snapshot()))
+	}
+	packs := int(w.Stats().Objects)
+	if packs < 100 {
+		t.Fatalf("only %d objects were put", packs)
+	}
+	if most > 4*mergeRuns {
+		t.Errorf("%d segments at once, of %d objects put; at most %d are expected", most, packs, 4*mergeRuns)
+	}
+}
