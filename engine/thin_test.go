@@ -55,13 +55,13 @@ func incremental(t *testing.T, p *pool, delta poolDelta) {
 	if first.Reason == "" || first.Parent != "" {
 		t.Errorf("first backup: parent %q, reason %q", first.Parent, first.Reason)
 	}
-	full := backup(t, r, source.ThinPool(p.options(to)), engine.BackupOptions{Volume: "scan", Full: true})
 	o := p.options(to)
 	o.Base = &delta.From
 	incr := backup(t, r, source.ThinPool(o), engine.BackupOptions{Volume: "vol"})
 	if incr.Parent != first.Backup.ID {
 		t.Fatalf("base not used: %s", incr.Reason)
 	}
+	full := backup(t, r, source.ThinPool(p.options(to)), engine.BackupOptions{Volume: "scan", Full: true})
 	if incr.Backup.Blob != full.Backup.Blob {
 		t.Fatalf("incremental tree %+v, full scan %+v", incr.Backup.Blob, full.Backup.Blob)
 	}
@@ -74,6 +74,9 @@ func incremental(t *testing.T, p *pool, delta poolDelta) {
 	if limit := int64(24 + 6*runs); c.MetadataBlocks > limit {
 		t.Errorf("read %d metadata blocks for %d changed runs, at most %d", c.MetadataBlocks, runs, limit)
 	}
+	if limit := nodeBound(p, delta, r); c.NewNodes > limit {
+		t.Errorf("wrote %d tree nodes, at most %d have changed", c.NewNodes, limit)
+	}
 	target := filepath.Join(t.TempDir(), "restored")
 	if _, err := engine.Restore(t.Context(), r, incr.Backup, target, engine.RestoreOptions{}); err != nil {
 		t.Fatal(err)
@@ -81,6 +84,25 @@ func incremental(t *testing.T, p *pool, delta poolDelta) {
 	if got := sha256File(t, target); to.SHA256 != "" && got != to.SHA256 {
 		t.Errorf("restored sha256 %s, want %s", got, to.SHA256)
 	}
+}
+
+// nodeBound is how many tree nodes an incremental backup may write: the leaf of each span that a changed run touches, and
+// the two levels of inner nodes that volumes of this size have.
+func nodeBound(p *pool, delta poolDelta, r *chunkstore.Repository) int64 {
+	spans := map[int64]bool{}
+	for _, c := range delta.Changed {
+		if c[2] == "same" {
+			continue
+		}
+		off, n := int64(c[0].(float64))*p.BlockSize, int64(c[1].(float64))*p.BlockSize
+		for s := off / int64(r.SpanBytes()); s <= (off+n-1)/int64(r.SpanBytes()); s++ {
+			spans[s] = true
+		}
+	}
+	if len(spans) == 0 {
+		return 0
+	}
+	return int64(len(spans)) + 3
 }
 
 // readBound is how many bytes an incremental backup may read: the old and new chunks that touch a changed run, and the
