@@ -72,19 +72,5 @@ func finishThin(r *thin.Reader, err error) error {
 	if closeErr := r.Close(); err == nil {
 		err = closeErr
 	}
-	return thinDamage(err)
-}
-
-// thinDamage makes damaged metadata exit with the code for damage.
-func thinDamage(err error) error {
-	if errors.Is(err, thin.ErrDamaged) {
-		return &thinDamageError{err}
-	}
 	return err
 }
-
-// thinDamageError is an errDamage that says what is damaged.
-type thinDamageError struct{ err error }
-
-func (e *thinDamageError) Error() string   { return e.err.Error() }
-func (e *thinDamageError) Unwrap() []error { return []error{e.err, errDamage} }

@@ -58,7 +58,7 @@ cost follows the change. --unchanged, and the XML of thin_delta, name the unchan
 		}
 		r, err := o.open(args[0])
 		if err != nil {
-			return thinDamage(err)
+			return err
 		}
 		switch format {
 		case "xml":

@@ -59,7 +59,7 @@ func newThinDevicesCommand(a *app) *cobra.Command {
 		}
 		r, err := o.open(args[0])
 		if err != nil {
-			return thinDamage(err)
+			return err
 		}
 		answer, err := o.devices(cmd.Context(), r)
 		if err := finishThin(r, err); err != nil {

@@ -42,7 +42,7 @@ func newThinMappingsCommand(a *app) *cobra.Command {
 		}
 		r, err := o.open(args[0])
 		if err != nil {
-			return thinDamage(err)
+			return err
 		}
 		switch format {
 		case "xml":
