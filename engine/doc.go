@@ -1,4 +1,4 @@
-// Package engine moves data between sources and repositories: backup, restore, verify.
+// Package engine moves data between sources and repositories: backup, restore, verify; and says which backups to keep.
 //
 // # Backup
 //
@@ -12,6 +12,11 @@
 // Chunks are fetched in batches, each checked against its ID, and written in the order of the target. Holes are left
 // unwritten, or punched where the target has data. A chunk that the target holds already is not fetched: it is known from the
 // backup that the target is said to hold, or by hashing what is there. So a restore that was interrupted goes on where it was.
+//
+// # Retention
+//
+// A Retention is a set of rules, each of which keeps backups by itself; Decide is a pure function of the backups, the rules and the
+// time. Forget deletes the records of those that no rule keeps, after all decisions are made. One backup of a volume always stays.
 //
 // # Promises
 //

@@ -14,7 +14,7 @@ A backup is named by the URL that 'backup create' prints: REPOSITORY?backup=ID&v
 alone: any of them may be restored or deleted, in any order.`,
 	}
 	asGroup(cmd)
-	cmd.AddCommand(newBackupCreateCommand(a), newBackupListCommand(a), newBackupInspectCommand(a), newBackupDeleteCommand(a),
+	cmd.AddCommand(newBackupCreateCommand(a), newBackupListCommand(a), newBackupInspectCommand(a), newBackupDeleteCommand(a), newBackupForgetCommand(a),
 		newBackupMountCommand(a), newBackupRestoreCommand(a), newBackupVerifyCommand(a), newBackupDiffCommand(a))
 	return cmd
 }

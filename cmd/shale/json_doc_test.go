@@ -223,6 +223,7 @@ func TestJSONIsDocumented(t *testing.T) {
 	c.run(0, "repo", "check", repo, "--data")
 	c.run(0, "repo", "reindex", repo)
 	c.mount(repo)
+	c.forget(repo, image)
 	c.prune(repo, filepath.Join(dir, "copy"), image)
 	c.damage(repo, url)
 	c.run(0, "backup", "delete", url)
@@ -282,6 +283,32 @@ func asJSON(t *testing.T, v any) (out any) {
 		t.Fatal(err)
 	}
 	return out
+}
+
+// forget forgets one of two backups, in a repository with a record that cannot be read.
+func (c *jsonCommand) forget(repo, image string) {
+	c.t.Helper()
+	for range 3 {
+		c.create(image, "--dest", repo, "--volume", "forget")
+	}
+	records, err := filepath.Glob(filepath.Join(repo, "backups", "*", "*"))
+	if err != nil || len(records) < 3 {
+		c.t.Fatalf("%d records: %v", len(records), err)
+	}
+	broken := slices.MaxFunc(records, func(a, b string) int { return strings.Compare(filepath.Base(a), filepath.Base(b)) }) // the last made
+	b, err := os.ReadFile(broken)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	b[60] ^= 1
+	if err := os.WriteFile(broken, b, 0o600); err != nil {
+		c.t.Fatal(err)
+	}
+	c.run(3, "backup", "forget", repo, "--volume", "forget", "--keep-last", "1", "--dry-run")
+	if err := os.Remove(broken); err != nil {
+		c.t.Fatal(err)
+	}
+	c.run(0, "backup", "forget", repo, "--volume", "forget", "--keep-last", "1", "--prune")
 }
 
 // prune prunes, and makes a backup that tells of it; then a repository of its own where a pack to be copied is damaged.
