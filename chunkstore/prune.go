@@ -154,7 +154,7 @@ func (p *prune) run(ctx context.Context) error {
 	if err := p.sweep(ctx); err != nil {
 		return err
 	}
-	if s, ok := p.r.be.(backend.StaleRemover); ok {
+	if s, ok := backend.As[backend.StaleRemover](p.r.be); ok {
 		var err error
 		if p.report.Stale.Objects, p.report.Stale.Bytes, err = s.RemoveStale(ctx, backend.StaleAge); err != nil {
 			return fmt.Errorf("remove remains of broken-off writes: %w", err)

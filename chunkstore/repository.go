@@ -127,6 +127,9 @@ func (r *Repository) ID() string { return r.cfg.ID }
 // Location is where the repository is, for messages.
 func (r *Repository) Location() string { return r.be.Location() }
 
+// Parallel is how many goroutines are to work on it at once (Options.Parallel).
+func (r *Repository) Parallel() int { return r.opts.Parallel }
+
 // SpanBytes is the length of a span.
 func (r *Repository) SpanBytes() int { return r.cfg.SpanBytes }
 

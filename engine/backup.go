@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/shalebackup/shale/chunkstore"
+	"github.com/shalebackup/shale/chunkstore/backend/limit"
 	"github.com/shalebackup/shale/engine/source"
 )
 
@@ -22,7 +23,8 @@ type BackupOptions struct {
 	Labels      map[string]string // kept in the record
 	Host        string            // kept in the record; default: the host's name
 	Compression chunkstore.Compression
-	Workers     int // spans in work at once; default GOMAXPROCS, at least 2 so that reading and computing overlap
+	Workers     int           // spans in work at once; default GOMAXPROCS, at least 2 so that reading and computing overlap
+	ReadRate    *limit.Bucket // at which all workers together read the source's data; nil: no limit
 	Progress    Progress
 }
 
@@ -144,7 +146,7 @@ func storeBlob(ctx context.Context, repo *chunkstore.Repository, w *chunkstore.W
 		workers = max(2, runtime.GOMAXPROCS(0))
 	}
 	p := pipeline{
-		src: src, base: base, writer: w, builder: builder, cutter: repo.Cutter(), spanBytes: int64(repo.SpanBytes()),
+		src: paced(src, o.ReadRate), base: base, writer: w, builder: builder, cutter: repo.Cutter(), spanBytes: int64(repo.SpanBytes()),
 		workers: workers, progress: progressOr(o.Progress),
 	}
 	if err := p.run(ctx); err != nil {

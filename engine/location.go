@@ -102,6 +102,9 @@ func (l Location) Of(b *chunkstore.Backup) Location {
 	return l
 }
 
+// Wrapper puts a backend before a repository's own: one that counts, or keeps to limits. It is called before the first use.
+type Wrapper func(backend.Backend) backend.Backend
+
 // InitRepository makes a repository at l. Its folder is made if need be.
 func InitRepository(ctx context.Context, l Location, o chunkstore.InitOptions) (chunkstore.Config, error) {
 	be, err := file.Create(l.Path)
@@ -112,8 +115,8 @@ func InitRepository(ctx context.Context, l Location, o chunkstore.InitOptions) (
 }
 
 // OpenRepository opens the repository at l.
-func OpenRepository(ctx context.Context, l Location, o chunkstore.Options) (*chunkstore.Repository, error) {
-	be, err := openBackend(l)
+func OpenRepository(ctx context.Context, l Location, o chunkstore.Options, wrap ...Wrapper) (*chunkstore.Repository, error) {
+	be, err := openBackend(l, wrap)
 	if err != nil {
 		return nil, err
 	}
@@ -121,18 +124,28 @@ func OpenRepository(ctx context.Context, l Location, o chunkstore.Options) (*chu
 }
 
 // ReindexRepository makes the index of the repository at l anew and opens it.
-func ReindexRepository(ctx context.Context, l Location, o chunkstore.Options, progress func(done, total int)) (*chunkstore.Repository, *chunkstore.ReindexReport, error) {
-	be, err := openBackend(l)
+func ReindexRepository(ctx context.Context, l Location, o chunkstore.Options, progress func(done, total int), wrap ...Wrapper) (*chunkstore.Repository, *chunkstore.ReindexReport, error) {
+	be, err := openBackend(l, wrap)
 	if err != nil {
 		return nil, nil, err
 	}
 	return chunkstore.Reindex(ctx, be, o, progress)
 }
 
-func openBackend(l Location) (backend.Backend, error) {
+func openBackend(l Location, wrap []Wrapper) (backend.Backend, error) {
 	be, err := file.Open(l.Path)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("%s: %w", l.Path, chunkstore.ErrNoRepository)
 	}
-	return be, err
+	if err != nil {
+		return nil, err
+	}
+	return wrapped(be, wrap), nil
+}
+
+func wrapped(be backend.Backend, wrap []Wrapper) backend.Backend {
+	for _, w := range wrap {
+		be = w(be)
+	}
+	return be
 }

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"runtime"
 	"slices"
 	"sync"
 
@@ -42,7 +41,7 @@ func Verify(ctx context.Context, repo *chunkstore.Repository, b *chunkstore.Back
 		defer close(work)
 		return v.walk(ctx, work)
 	})
-	for range max(2, runtime.GOMAXPROCS(0)) {
+	for range repo.Parallel() {
 		g.Go(func() error {
 			for chunks := range work {
 				if err := v.chunks(ctx, chunks); err != nil {

@@ -67,13 +67,43 @@ type Backend interface {
 	Location() string
 }
 
-// StaleRemover is asked for by type assertion: it is there on backends where a writer that died can leave remains that take
+// As returns the first of be and the backends behind it, as their Unwrap tells, that is a T. So abilities are asked for that not
+// all backends have: a wrapper hides none.
+func As[T any](be Backend) (T, bool) {
+	for {
+		if t, ok := be.(T); ok {
+			return t, true
+		}
+		w, ok := be.(interface{ Unwrap() Backend })
+		if !ok {
+			var none T
+			return none, false
+		}
+		be = w.Unwrap()
+	}
+}
+
+// StaleRemover is asked for by As: it is there on backends where a writer that died can leave remains that take
 // space but are no objects (temporary files, unfinished uploads). Prune calls it.
 type StaleRemover interface {
 	// RemoveStale removes remains last written longer than age ago, and returns their number and size in bytes. An age
 	// shorter than the longest Put of any host breaks that Put: it fails, but no object is harmed. Use StaleAge.
 	RemoveStale(ctx context.Context, age time.Duration) (removed int, bytes int64, err error)
 }
+
+// Pace returns when n more bytes may be moved, or the context's error.
+type Pace func(ctx context.Context, n int) error
+
+// Pacer is asked for by As: it is there on backends that move an object's bytes in pieces, and can wait between them. Without it
+// a limit can only delay the whole object, which then goes at full speed.
+type Pacer interface {
+	// SetPace has up called before each piece that is written to the place, and down before each that is read from it; nil: not
+	// called. It comes before the first use of the backend. A piece is at most PaceBytes.
+	SetPace(up, down Pace)
+}
+
+// PaceBytes is the longest piece that a Pacer moves at once.
+const PaceBytes = 256 << 10
 
 // StaleAge is long enough to be sure that the writer of a temporary is gone, also with clocks that disagree by hours.
 const StaleAge = 24 * time.Hour

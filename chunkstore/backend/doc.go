@@ -5,7 +5,9 @@
 //
 //	mem          in memory, for tests
 //	file         a folder of a local file system or of NFS
-//	backendtest  the conformance suite that each of them passes, and wrappers that inject faults, crashes and counters
+//	limit        a wrapper: bytes per second, and requests at once
+//	meter        a wrapper: counts requests and bytes
+//	backendtest  the conformance suite that each of them passes, and wrappers that inject faults and crashes
 //
 // # Promises
 //
@@ -16,10 +18,10 @@
 //
 // # Behaviour is added by wrapping
 //
-// Retries, limits and counters are backends around a backend. Abilities that not all places have are small interfaces asked
-// for by type assertion (StaleRemover).
+// Retries, limits and counters are backends around a backend, which their Unwrap returns. Abilities that not all places have are
+// small interfaces asked for by As (StaleRemover, Pacer).
 //
-//	if r, ok := be.(backend.StaleRemover); ok {
+//	if r, ok := backend.As[backend.StaleRemover](be); ok {
 //		n, bytes, err := r.RemoveStale(ctx, backend.StaleAge)
 //	}
 package backend

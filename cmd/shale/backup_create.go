@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/shalebackup/shale/chunkstore"
+	"github.com/shalebackup/shale/chunkstore/backend/limit"
 	"github.com/shalebackup/shale/engine"
 	"github.com/shalebackup/shale/engine/source"
 	"github.com/shalebackup/shale/thin/pool"
@@ -22,6 +23,7 @@ type createOptions struct {
 	metadataSnap, allowNeedsCheck bool
 	noSnapshot                    bool
 	size                          int64
+	limitRead                     byteRate
 }
 
 func newBackupCreateCommand(a *app) *cobra.Command {
@@ -77,6 +79,7 @@ why; what the repository has is not stored again.`,
 	f.Int64Var(&o.size, "size", 0, "the thin device's size in `BYTES` (default: to its last mapped block)")
 	f.BoolVar(&o.metadataSnap, "metadata-snap", false, "read the thin metadata at its held root")
 	f.BoolVar(&o.allowNeedsCheck, "allow-needs-check", false, "read thin metadata that is marked needs_check")
+	f.Var(&o.limitRead, "limit-read", "read at most `RATE` bytes per second of the volume's data: 500K, 10M, 1G (default: no limit)")
 	completeCompression(cmd)
 	return cmd
 }
@@ -113,6 +116,7 @@ func (a *app) backupCreate(cmd *cobra.Command, args []string, o createOptions) (
 	res, err := engine.Backup(ctx, r, opener, engine.BackupOptions{
 		Volume: o.volume, Base: base, Full: o.full, Labels: labels,
 		Compression: chunkstore.Compression(o.compression), Workers: a.parallel, Progress: bar,
+		ReadRate: limit.NewBucket(int64(o.limitRead)),
 	})
 	bar.done()
 	if err != nil {
@@ -122,13 +126,16 @@ func (a *app) backupCreate(cmd *cobra.Command, args []string, o createOptions) (
 }
 
 func (a *app) printCreated(l engine.Location, res *engine.BackupResult) error {
+	moved := a.transferred(res.Backup.Counts.Read)
 	if a.json {
+		a.note("%s", moved)
 		return a.printJSON(struct {
 			URL    string                 `json:"url"`
 			Reason string                 `json:"reason,omitempty"` // why everything was read
 			Backup *chunkstore.Backup     `json:"backup"`
 			Writer chunkstore.WriterStats `json:"writer"`
-		}{l.String(), res.Reason, res.Backup, res.Writer})
+			Moved  transfer               `json:"transfer"`
+		}{l.String(), res.Reason, res.Backup, res.Writer, moved})
 	}
 	c := res.Backup.Counts
 	if res.Parent == "" {
@@ -141,6 +148,7 @@ func (a *app) printCreated(l engine.Location, res *engine.BackupResult) error {
 	}
 	a.note("%s of %s in use; read %s, new %s, stored %s, in %.1f s", size(res.Backup.Blob.Data), size(res.Backup.Blob.Size),
 		size(c.Read), size(c.New), size(res.Writer.Stored), c.Seconds)
+	a.note("%s", moved)
 	_, err := fmt.Fprintln(a.stdout, l)
 	return err
 }

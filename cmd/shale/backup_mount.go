@@ -84,6 +84,14 @@ func (a *app) detachMount(ctx context.Context, url, dir string, o mountOptions) 
 	if a.cacheDir != "" {
 		again = append(again, "--cache-dir="+a.cacheDir)
 	}
+	for _, l := range []struct {
+		name string
+		rate byteRate
+	}{{"upload", a.traffic.upload}, {"download", a.traffic.download}} {
+		if l.rate > 0 {
+			again = append(again, fmt.Sprintf("--limit-%s=%d", l.name, l.rate))
+		}
+	}
 	if o.log != "" {
 		again = append(again, "--log="+o.log)
 	}
@@ -129,5 +137,6 @@ func (a *app) serveMount(ctx context.Context, url, dir string, o mountOptions) (
 	}
 	a.note("%s is mounted at %s", l, dir)
 	m.Wait()
+	a.note("%s", a.transferred(0))
 	return nil
 }

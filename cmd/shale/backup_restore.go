@@ -51,8 +51,12 @@ beside the target, or in the target itself.`,
 			if err != nil {
 				return interrupted(cmd.Context(), err, "what was restored is kept, and the same command goes on from there")
 			}
+			a.note("%s", a.transferred(0))
 			if a.json {
-				return a.printJSON(res)
+				return a.printJSON(struct {
+					*engine.RestoreResult
+					Transfer transfer `json:"transfer"`
+				}{res, a.transferred(0)})
 			}
 			a.note("%s of %s in use; fetched %s, kept %s", size(res.Data), size(res.Size), size(res.Fetched), size(res.Kept))
 			_, err = fmt.Fprintln(a.stdout, res.Target)

@@ -29,8 +29,12 @@ Exit code 3: parts of it are damaged; their ranges are listed, by offset and len
 			if err != nil {
 				return interrupted(cmd.Context(), err, "nothing was changed")
 			}
+			a.note("%s", a.transferred(0))
 			if a.json {
-				err = a.printJSON(rep)
+				err = a.printJSON(struct {
+					*engine.VerifyReport
+					Transfer transfer `json:"transfer"`
+				}{rep, a.transferred(0)})
 			} else {
 				for _, d := range rep.Damage {
 					fmt.Fprintf(a.stdout, "damaged: %d bytes at %d: %s\n", d.Len, d.Off, d.Error)

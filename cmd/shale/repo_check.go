@@ -41,6 +41,7 @@ Nothing is changed, and backups may run meanwhile. Exit code 3: damage was found
 			if err != nil {
 				return interrupted(cmd.Context(), err, "nothing was changed")
 			}
+			a.note("%s", a.transferred(0))
 			if err := a.printCheck(rep); err != nil {
 				return err
 			}
@@ -57,7 +58,10 @@ Nothing is changed, and backups may run meanwhile. Exit code 3: damage was found
 
 func (a *app) printCheck(rep *chunkstore.CheckReport) error {
 	if a.json {
-		return a.printJSON(rep)
+		return a.printJSON(struct {
+			*chunkstore.CheckReport
+			Transfer transfer `json:"transfer"`
+		}{rep, a.transferred(0)})
 	}
 	for _, d := range rep.Damage {
 		fmt.Fprintf(a.stdout, "damaged: %s at byte %d: %s\n", d.Object, d.Off, d.Error)

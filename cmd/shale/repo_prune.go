@@ -48,6 +48,7 @@ copying the rest of their packs.`,
 			if err != nil {
 				return interrupted(cmd.Context(), err, "no backup has lost anything; give the same command again to go on")
 			}
+			a.note("%s", a.transferred(0))
 			if err := a.printPrune(rep); err != nil {
 				return err
 			}
@@ -75,7 +76,10 @@ func parsePart(s string) (float64, error) {
 
 func (a *app) printPrune(rep *chunkstore.PruneReport) error {
 	if a.json {
-		return a.printJSON(rep)
+		return a.printJSON(struct {
+			*chunkstore.PruneReport
+			Transfer transfer `json:"transfer"`
+		}{rep, a.transferred(0)})
 	}
 	would, line := "", func(what string, u chunkstore.Usage) {
 		if u.Objects > 0 {

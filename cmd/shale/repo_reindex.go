@@ -5,6 +5,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/shalebackup/shale/chunkstore"
 	"github.com/shalebackup/shale/engine"
 )
 
@@ -29,14 +30,18 @@ Exit code 3: some packs could not be read; what they hold is not in the index.`,
 			}
 			bar := a.newProgress("packs")
 			bar.unit = unitNumber
-			r, rep, err := engine.ReindexRepository(cmd.Context(), l, o, func(done, total int) { bar.set(int64(done), int64(total)) })
+			r, rep, err := engine.ReindexRepository(cmd.Context(), l, o, func(done, total int) { bar.set(int64(done), int64(total)) }, a.wrap)
 			bar.done()
 			if err != nil {
 				return interrupted(cmd.Context(), err, "the index is as it was, or has new segments beside the old; give the same command again")
 			}
 			defer closeInto(&err, r)
+			a.note("%s", a.transferred(0))
 			if a.json {
-				err = a.printJSON(rep)
+				err = a.printJSON(struct {
+					*chunkstore.ReindexReport
+					Transfer transfer `json:"transfer"`
+				}{rep, a.transferred(0)})
 			} else {
 				for _, d := range rep.Damage {
 					fmt.Fprintf(a.stdout, "damaged: %s at byte %d: %s\n", d.Object, d.Off, d.Error)

@@ -65,7 +65,7 @@ func (a *app) openRepository(ctx context.Context, url string) (*chunkstore.Repos
 	if err != nil {
 		return nil, l, err
 	}
-	r, err := engine.OpenRepository(ctx, l, o)
+	r, err := engine.OpenRepository(ctx, l, o, a.wrap)
 	return r, l, err
 }
 

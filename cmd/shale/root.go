@@ -24,6 +24,9 @@ type app struct {
 	quiet    bool   // --quiet
 	cacheDir string // --cache-dir
 	parallel int    // --parallel
+	priority priority
+	traffic  traffic
+	begun    time.Time // when the command began to work
 
 	answered bool // printJSON was called
 
@@ -66,6 +69,10 @@ func newRootCommand(a *app) *cobra.Command {
 A repository is a folder, local or on NFS, named by a path or a URL: /srv/backups, vfs:///srv/backups. A backup is named by the URL
 that 'backup create' prints: REPOSITORY?backup=ID&volume=NAME. Quote it for the shell.
 
+A command that moves much says in the end what it moved, and how fast. --limit-upload and --limit-download bound that, as --limit-read of
+'backup create' bounds what is read of the volume: the bytes of all that runs at once together, evenly. --nice and --ionice are for the
+whole process and what it starts, also the freezing of a live volume for its snapshot.
+
 The answer goes to stdout, progress and notes to stderr. With --json the answer is JSON, and so is a failure: {"error": ...}.
 
 Exit codes:
@@ -90,7 +97,8 @@ Environment:
 			if a.parallel < 0 {
 				return usagef(cmd, "--parallel is %d, want 1 or more, or 0 for the default", a.parallel)
 			}
-			return nil
+			a.begun = time.Now()
+			return a.priority.apply(cmd)
 		},
 	}
 	root.SetIn(a.stdin)
@@ -100,7 +108,11 @@ Environment:
 	f.BoolVar(&a.json, "json", false, "print the answer, or the failure, as JSON")
 	f.BoolVar(&a.quiet, "quiet", false, "no progress and no notes on stderr")
 	f.StringVar(&a.cacheDir, "cache-dir", "", "`DIR` for copies of repositories' indexes (default: $"+cacheEnv+", else /var/cache/shale for root, else ~/.cache/shale)")
-	f.IntVar(&a.parallel, "parallel", 0, "work on `N` spans, and read N objects, at once (default: the number of CPUs)")
+	f.IntVar(&a.parallel, "parallel", 0, "work on `N` spans at once, and read and write N objects at most (default: as many spans as CPUs)")
+	f.Var(&a.traffic.upload, "limit-upload", "write at most `RATE` bytes per second to the repository: 500K, 10M, 1G (default: no limit)")
+	f.Var(&a.traffic.download, "limit-download", "read at most `RATE` bytes per second from the repository (default: no limit)")
+	f.IntVar(&a.priority.nice, "nice", 0, "run at niceness `N`, from 19, behind everybody, to -20 (default: as it was started)")
+	f.StringVar(&a.priority.ionice, "ionice", "", "use disks in `CLASS[:LEVEL]`: idle, best-effort:0 to best-effort:7, realtime:... (default: as it was started)")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return &usageError{err: err, command: cmd.CommandPath()}
 	})

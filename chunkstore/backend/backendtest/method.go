@@ -1,20 +1,16 @@
 package backendtest
 
+import "github.com/shalebackup/shale/chunkstore/backend/meter"
+
 // Method names a method of backend.Backend.
-type Method int
+type Method = meter.Method
 
 // The methods that faults and counters speak of.
 const (
-	Put Method = iota
-	PutIfAbsent
-	ReadAt
-	List
-	Stat
-	Delete
-	methods // their number
+	Put         = meter.Put
+	PutIfAbsent = meter.PutIfAbsent
+	ReadAt      = meter.ReadAt
+	List        = meter.List
+	Stat        = meter.Stat
+	Delete      = meter.Delete
 )
-
-// String returns the method's name.
-func (m Method) String() string {
-	return [methods]string{"Put", "PutIfAbsent", "ReadAt", "List", "Stat", "Delete"}[m]
-}

@@ -1,12 +1,10 @@
 package backendtest_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"math"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -21,7 +19,6 @@ func TestWrappersKeepTheContract(t *testing.T) {
 		"Faulty":        func(t *testing.T) backend.Backend { return backendtest.NewFaulty(t, mem.New()) },
 		"StopAfter":     func(*testing.T) backend.Backend { return backendtest.StopAfter(mem.New(), math.MaxInt) },
 		"StopAfterLost": func(*testing.T) backend.Backend { return backendtest.StopAfterLost(mem.New(), math.MaxInt) },
-		"Counting":      func(*testing.T) backend.Backend { return backendtest.NewCounting(mem.New()) },
 	} {
 		t.Run(name, func(t *testing.T) { backendtest.Run(t, wrap) })
 	}
@@ -243,51 +240,6 @@ func TestStopAfter(t *testing.T) {
 			}
 		}
 	}
-}
-
-func TestCounting(t *testing.T) {
-	be := backendtest.NewCounting(mem.New())
-	var wg sync.WaitGroup
-	for w := range 4 {
-		wg.Go(func() {
-			for i := range 25 {
-				name := fmt.Sprintf("%d/%d", w, i)
-				if err := be.Put(t.Context(), name, bytes.Repeat([]byte("x"), 10)); err != nil {
-					t.Error(err)
-				}
-				if err := be.ReadAt(t.Context(), name, make([]byte, 4), 0); err != nil {
-					t.Error(err)
-				}
-				if err := be.ReadAt(t.Context(), name, make([]byte, 40), 0); !errors.Is(err, backend.ErrShort) {
-					t.Error(err)
-				}
-			}
-		})
-	}
-	wg.Wait()
-	for range 2 {
-		if err := be.List(t.Context(), "3/", func(backend.Object) error { return nil }); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if got, want := counts(be), "Put 100/1000 PutIfAbsent 0/0 ReadAt 200/400 List 2/0 Stat 0/0 Delete 0/0 listed 50"; got != want {
-		t.Errorf("got  %s\nwant %s", got, want)
-	}
-	be.Reset()
-	call(t.Context(), be, backendtest.PutIfAbsent)
-	call(t.Context(), be, backendtest.Stat)
-	call(t.Context(), be, backendtest.Delete)
-	if got, want := counts(be), "Put 0/0 PutIfAbsent 1/6 ReadAt 0/0 List 0/0 Stat 1/0 Delete 1/0 listed 0"; got != want {
-		t.Errorf("got  %s\nwant %s", got, want)
-	}
-}
-
-func counts(c *backendtest.Counting) string {
-	s := ""
-	for m := backendtest.Put; m <= backendtest.Delete; m++ {
-		s += fmt.Sprintf("%s %d/%d ", m, c.Calls(m), c.Bytes(m))
-	}
-	return s + fmt.Sprintf("listed %d", c.Listed())
 }
 
 func put(t *testing.T, be backend.Backend, name, data string) {

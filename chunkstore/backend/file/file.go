@@ -32,6 +32,7 @@ type Backend struct {
 	open       openFiles
 	folders    folders
 	sys        system
+	up, down   backend.Pace // nil: as fast as it goes
 }
 
 // system is the part of the operating system that tests replace, to answer as NFS does on a bad day.
@@ -47,6 +48,7 @@ type system struct {
 var (
 	_ backend.Backend      = (*Backend)(nil)
 	_ backend.StaleRemover = (*Backend)(nil)
+	_ backend.Pacer        = (*Backend)(nil)
 )
 
 // Create makes the folder dir if it is absent, but not its parents, and opens it. What is in it stays.
@@ -107,6 +109,18 @@ func (o Options) Open(dir string) (*Backend, error) {
 
 // Close closes the files kept open for ReadAt, once running reads are done with them. The backend stays usable.
 func (b *Backend) Close() error { return b.open.closeAll() }
+
+// SetPace implements backend.Pacer.
+func (b *Backend) SetPace(up, down backend.Pace) { b.up, b.down = up, down }
+
+// nextPiece waits until pace lets a piece of the n bytes left be moved, and returns its length.
+func nextPiece(ctx context.Context, pace backend.Pace, n int) (int, error) {
+	if pace == nil {
+		return min(n, ioPiece), ctx.Err()
+	}
+	n = min(n, backend.PaceBytes)
+	return n, pace(ctx, n)
+}
 
 // Location implements backend.Backend: the absolute path of the folder.
 func (b *Backend) Location() string { return b.root }

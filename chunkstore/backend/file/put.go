@@ -13,7 +13,7 @@ import (
 
 const (
 	tempPrefix = ".tmp-"
-	// ioPiece is how many bytes are read or written between two looks at the context.
+	// ioPiece is how many bytes are read or written between two looks at the context, when no pace is set.
 	ioPiece = 4 << 20
 )
 
@@ -124,15 +124,18 @@ func (b *Backend) fill(ctx context.Context, f *os.File, data []byte) (os.FileInf
 			return nil, err
 		}
 	}
-	for len(data) > 0 {
-		if err := ctx.Err(); err != nil {
-			return nil, err
-		}
-		n, err := f.Write(data[:min(len(data), ioPiece)]) // repeats short and interrupted writes
+	for off := int64(0); len(data) > 0; {
+		n, err := nextPiece(ctx, b.up, len(data))
 		if err != nil {
 			return nil, err
 		}
-		data = data[n:]
+		if n, err = f.Write(data[:n]); err != nil { // repeats short and interrupted writes
+			return nil, err
+		}
+		if b.up != nil { // else the kernel would keep it all for the fsync, and send it as fast as it can
+			startWriteback(f, off, int64(n))
+		}
+		data, off = data[n:], off+int64(n)
 	}
 	if !b.noSync {
 		if err := b.sys.sync(f); err != nil {

@@ -37,23 +37,23 @@ func (b *Backend) readOnce(ctx context.Context, name string, p []byte, off int64
 			return err
 		}
 	}
-	err := readFull(ctx, o, p, off)
+	err := readFull(ctx, o, p, off, b.down)
 	b.open.release(o)
 	return err
 }
 
-// readFull fills p, looking at the context between pieces.
-func readFull(ctx context.Context, o *openFile, p []byte, off int64) error {
+// readFull fills p at that pace, looking at the context between pieces.
+func readFull(ctx context.Context, o *openFile, p []byte, off int64, pace backend.Pace) error {
 	if off > o.size || int64(len(p)) > o.size-off {
 		return fmt.Errorf("read %s: %d bytes at %d of %d: %w", o.name, len(p), off, o.size, backend.ErrShort)
 	}
 	for len(p) > 0 {
-		n, err := o.file.ReadAt(p[:min(len(p), ioPiece)], off)
+		n, err := nextPiece(ctx, pace, len(p))
+		if err == nil {
+			n, err = o.file.ReadAt(p[:n], off)
+		}
 		if errors.Is(err, io.EOF) { // truncated by another program since it was opened
 			err = backend.ErrShort
-		}
-		if err == nil {
-			err = ctx.Err()
 		}
 		if err != nil {
 			return fmt.Errorf("read %s: %d bytes at %d: %w", o.name, len(p), off, err)
