@@ -28,6 +28,7 @@ const (
 // CheckOptions are options of Check.
 type CheckOptions struct {
 	Level    CheckLevel
+	Subset   Subset                  // of the packs that levels above structure read; the zero Subset is all of them
 	Progress func(done, total int64) // bytes of packs read, at levels above structure; called from several goroutines; may be nil
 }
 
@@ -36,6 +37,7 @@ type Damage struct {
 	Object  string         `json:"object"`
 	Off     int64          `json:"off"` // bytes from the object's start
 	Error   string         `json:"error"`
+	Copies  int64          `json:"copies,omitempty"`  // records that it harms and that are read from another copy
 	Touches []DamagedRange `json:"touches,omitempty"` // what backups lose by it
 }
 
@@ -58,11 +60,27 @@ type CheckReport struct {
 	Healed    int      `json:"healed"`     // local copies of segments that had gone bad and were fetched anew
 	BytesRead int64    `json:"bytes_read"` // of packs
 	Damage    []Damage `json:"damage"`
+
+	Subset *SubsetReport `json:"subset,omitempty"` // when a subset was asked for
 }
 
 // Check examines the repository and reports what is damaged and which backups that touches. The error is of the check itself;
 // damage is in the report.
 func (r *Repository) Check(ctx context.Context, o CheckOptions) (*CheckReport, error) {
+	c, err := r.check(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	return &c.report, nil
+}
+
+func (r *Repository) check(ctx context.Context, o CheckOptions) (*check, error) {
+	if err := o.Subset.validate(); err != nil {
+		return nil, err
+	}
+	if o.Subset != (Subset{}) {
+		o.Level = max(o.Level, CheckStored)
+	}
 	// Backups are listed first: what they need is in the index before them, also when others back up meanwhile.
 	records, err := r.listBackups(ctx, prefixBackups)
 	if err != nil {
@@ -79,9 +97,13 @@ func (r *Repository) Check(ctx context.Context, o CheckOptions) (*CheckReport, e
 		}
 		return nil, err
 	}
-	c := &check{report: CheckReport{Damage: []Damage{}}, r: r, o: o, backupObjects: records, segs: r.index.snapshot(), bad: map[key]int{}, edges: map[key]struct{}{}}
+	c := &check{report: CheckReport{Damage: []Damage{}}, r: r, o: o, backupObjects: records, segs: r.index.snapshot(), edges: map[key]struct{}{}}
 	c.report.Healed = healed
-	c.trash = r.index.trashSet()
+	return c, c.run(ctx)
+}
+
+func (c *check) run(ctx context.Context) error {
+	c.trash = c.r.index.trashSet()
 	if err := c.trash.err; err != nil {
 		c.damage(prefixTrash, 0, err)
 	}
@@ -90,12 +112,12 @@ func (r *Repository) Check(ctx context.Context, o CheckOptions) (*CheckReport, e
 		c.seen = append(c.seen, make([]atomic.Uint64, (s.count+63)/64))
 		c.report.Chunks += int64(s.count)
 	}
-	for _, step := range []func(context.Context) error{c.packs, c.content, c.backups, c.unused} {
+	for _, step := range []func(context.Context) error{c.packs, c.content, c.backups, c.copies, c.unused} {
 		if err := step(ctx); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return &c.report, nil
+	return nil
 }
 
 type check struct {
@@ -110,9 +132,24 @@ type check struct {
 	gone          map[packID]struct{} // packs that a prune has deleted and the index, as we read it, still names
 	objects       []backend.Object    // the packs listed
 
-	mu     sync.Mutex // guards the two below
+	short map[packID]shortPack // packs that are missing or have another length than the index says
+
+	mu     sync.Mutex // guards all below
 	report CheckReport
-	bad    map[key]int // records that cannot be read: which Damage
+	bad    map[key][]badPlace // places where a record is not what was written, beside those in short packs
+	lost   map[key]int        // records without a place, and tree nodes that cannot be read: by which Damage
+}
+
+// shortPack is a pack of which only the first size bytes are there.
+type shortPack struct {
+	size   int64
+	damage int // its number in the report
+}
+
+type badPlace struct {
+	pack   packID
+	off    uint32
+	damage int // its number in the report
 }
 
 // damage notes something wrong and returns its number in the report.
@@ -127,12 +164,16 @@ func (c *check) damage(object string, off int64, err error) int {
 	return len(c.report.Damage) - 1
 }
 
-// damageRecord notes damage of the record of id, and that what needs it cannot be read.
-func (c *check) damageRecord(id *ID, object string, off int64, err error) {
+// damageLost notes damage of the record of id, which nobody can read.
+func (c *check) damageLost(id *ID, object string, off int64, err error) int {
 	n := c.damage(object, off, err)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.bad[id.key()] = n
+	if c.lost == nil {
+		c.lost = map[key]int{}
+	}
+	c.lost[id.key()] = n
+	return n
 }
 
 // packs checks that every pack that the index names is there in its full length.
@@ -155,26 +196,23 @@ func (c *check) packs(ctx context.Context) error {
 		}
 	}
 	c.gone = map[packID]struct{}{}
-	named := map[packID]int{} // by its damage, -1 for none
+	c.short = map[packID]shortPack{}
+	named := map[packID]struct{}{}
 	for _, s := range c.segs {
 		for i := range s.packs {
 			p := s.pack(i)
 			if _, ok := named[p.id]; ok {
 				continue
 			}
-			named[p.id] = -1
+			named[p.id] = struct{}{}
 			if size, ok := c.ok[p.id]; !ok && c.pruned(ctx, p.id) {
 				c.gone[p.id] = struct{}{}
 			} else if !ok {
-				named[p.id] = c.damage(p.id.object(p.kind), 0, errors.New("pack is missing"))
+				c.short[p.id] = shortPack{0, c.damage(p.id.object(p.kind), 0, errors.New("pack is missing"))}
 			} else if size != p.size {
-				named[p.id] = c.damage(p.id.object(p.kind), min(size, p.size), fmt.Errorf("pack has %d bytes, the index says %d", size, p.size))
+				n := c.damage(p.id.object(p.kind), min(size, p.size), fmt.Errorf("pack has %d bytes, the index says %d", size, p.size))
+				c.short[p.id] = shortPack{size, n}
 			}
-		}
-	}
-	if len(c.report.Damage) > 0 {
-		for _, s := range c.segs {
-			c.lost(s, named)
 		}
 	}
 	for id := range c.ok {
@@ -195,23 +233,6 @@ func (c *check) pruned(ctx context.Context, id packID) bool {
 	return c.trash.condemned(id)
 }
 
-// lost marks the records of a segment that lie in missing packs, or behind the end of packs that are too short.
-func (c *check) lost(s *segment, named map[packID]int) {
-	for i := range s.count {
-		e := s.entryAt(i)
-		id := s.pack(int(e.pack)).id
-		if n := named[id]; n >= 0 && int64(e.off)+int64(e.stored) > c.ok[id] && c.inUse(e.key, id, e.off) {
-			c.bad[e.key] = n
-		}
-	}
-}
-
-// inUse reports whether readers find the record of k at off of that pack, and not another copy of it elsewhere.
-func (c *check) inUse(k key, pack packID, off uint32) bool {
-	l, ok := c.r.index.lookup(&k)
-	return ok && l.pack.id == pack && l.off == off
-}
-
 // content reads every pack, when the level asks for it.
 func (c *check) content(ctx context.Context) error {
 	if c.o.Level < CheckStored {
@@ -224,27 +245,41 @@ func (c *check) content(ctx context.Context) error {
 			return err
 		}
 	}
+	if c.o.Subset != (Subset{}) {
+		return c.subset(ctx)
+	}
+	_, err := c.readPacks(ctx, c.objects)
+	return err
+}
+
+// readPacks checks what these packs hold. It returns how many at the front are done.
+func (c *check) readPacks(ctx context.Context, objects []backend.Object) (front int, err error) {
 	var total int64
-	for _, o := range c.objects {
+	for _, o := range objects {
 		total += o.Size
 	}
 	var done atomic.Int64
+	read := make([]atomic.Bool, len(objects))
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(c.r.opts.Parallel)
-	for _, o := range c.objects {
+	for i, o := range objects {
 		g.Go(func() error {
 			if err := c.pack(ctx, o); err != nil {
 				return err
 			}
+			read[i].Store(true)
 			if n := done.Add(o.Size); c.o.Progress != nil {
 				c.o.Progress(n, total)
 			}
 			return nil
 		})
 	}
-	err := g.Wait()
+	err = g.Wait()
 	c.report.BytesRead = done.Load()
-	return err
+	for front < len(read) && read[front].Load() {
+		front++
+	}
+	return front, err
 }
 
 // pack checks one pack's bytes. Its error is one of reading at all.
@@ -317,14 +352,17 @@ func (c *check) sums(ctx context.Context, o backend.Object, entries []tableEntry
 	return nil
 }
 
-// badRecord notes a record that is not what was written. Where readers find the chunk in another pack, no backup loses by it.
+// badRecord notes a record that is not what was written.
 func (c *check) badRecord(e *tableEntry, o backend.Object, err error) {
 	id, _, _ := parsePackObject(o.Name)
-	if c.inUse(e.id.key(), id, e.off) {
-		c.damageRecord(&e.id, o.Name, int64(e.off), err)
-	} else {
-		c.damage(o.Name, int64(e.off), err)
+	n := c.damage(o.Name, int64(e.off), err)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.bad == nil {
+		c.bad = map[key][]badPlace{}
 	}
+	k := e.id.key()
+	c.bad[k] = append(c.bad[k], badPlace{id, e.off, n})
 }
 
 // records checks the records of a pack, some megabytes at a time.
@@ -381,18 +419,6 @@ func (c *check) record(rec []byte, bx box, e *tableEntry, o backend.Object, plai
 	var id ID
 	if h.id(&id, *plain); id != e.id {
 		return errors.New("content does not match its ID")
-	}
-	return nil
-}
-
-// unused counts the entries that no backup refers to.
-func (c *check) unused(context.Context) error {
-	for i, s := range c.segs {
-		for j := range s.count {
-			if c.seen[i][j/64].Load()&(1<<(j%64)) == 0 {
-				c.report.Unused++
-			}
-		}
 	}
 	return nil
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 
 	"github.com/shalebackup/shale/chunkstore/backend"
 )
@@ -17,7 +16,7 @@ func (c *check) backups(ctx context.Context) error {
 			return err
 		}
 	}
-	if len(c.bad) > 0 {
+	if len(c.bad) > 0 || len(c.short) > 0 {
 		return c.walkAll(ctx, true)
 	}
 	before := len(c.report.Damage)
@@ -26,7 +25,7 @@ func (c *check) backups(ctx context.Context) error {
 	}
 	// The walk itself found damage: names of all that it touches need a full one, with what is known to be bad.
 	c.report.Damage = c.report.Damage[:before]
-	maps.DeleteFunc(c.bad, func(_ key, n int) bool { return n >= before })
+	c.lost = nil // the walk is the first to note any
 	return c.walkAll(ctx, true)
 }
 
@@ -160,7 +159,8 @@ func (w *checkWalk) subtree(ctx context.Context, id ID, level int, number int64)
 		return nil
 	}
 	known, seen := w.c.mark(&id)
-	if n, bad := w.c.bad[id.key()]; bad {
+	k := id.key()
+	if n, bad := w.c.unreadable(&k); bad {
 		w.skipped = true
 		w.touch(n, from, end)
 		return nil
@@ -185,8 +185,7 @@ func (w *checkWalk) subtree(ctx context.Context, id ID, level int, number int64)
 	if errors.Is(err, ErrCorrupt) || errors.Is(err, ErrNotFound) {
 		w.skipped = true
 		if _, readErr := w.blob.r.readNode(ctx, &id); readErr != nil {
-			w.c.damageRecord(&id, "", 0, err)
-			w.touch(w.c.bad[id.key()], from, end)
+			w.touch(w.c.damageLost(&id, "", 0, err), from, end)
 		} else { // it is what was written, and does not belong here: other backups may be right to use it
 			w.touch(w.c.damage("", 0, err), from, end)
 		}
@@ -197,8 +196,7 @@ func (w *checkWalk) subtree(ctx context.Context, id ID, level int, number int64)
 
 // lost notes a record that no index segment knows.
 func (w *checkWalk) lost(id *ID, what string, from, end int64) {
-	w.c.damageRecord(id, "index", 0, fmt.Errorf("%s %v is in no index segment", what, id))
-	w.touch(w.c.bad[id.key()], from, end)
+	w.touch(w.c.damageLost(id, "index", 0, fmt.Errorf("%s %v is in no index segment", what, id)), from, end)
 }
 
 func (w *checkWalk) node(ctx context.Context, id ID, level int, number int64) error {
@@ -224,7 +222,8 @@ func (w *checkWalk) leaf(ctx context.Context, id ID, span int64) error {
 		c := &chunks[i]
 		w.data += int64(c.Len)
 		known, _ := w.c.mark(&c.ID)
-		if n, bad := w.c.bad[c.ID.key()]; bad {
+		k := c.ID.key()
+		if n, bad := w.c.unreadable(&k); bad {
 			w.touch(n, base+c.Off, base+c.End())
 		} else if !known {
 			w.lost(&c.ID, "chunk", base+c.Off, base+c.End())

@@ -109,6 +109,33 @@ func (x *index) find(k *key) (l location, found, condemned bool) {
 	return l, found, found
 }
 
+// places returns every place of a record, those in condemned packs last.
+func (x *index) places(k *key) []location {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	var good, condemned []location
+	add := func(l location) {
+		switch {
+		case slices.ContainsFunc(good, l.same), slices.ContainsFunc(condemned, l.same):
+		case x.trash.condemned(l.pack.id):
+			condemned = append(condemned, l)
+		default:
+			good = append(good, l)
+		}
+	}
+	if e, ok := x.pending[*k]; ok {
+		add(location{pack: x.packs[e.pack], off: e.off, stored: e.stored, raw: e.raw, codec: e.codec})
+	}
+	for _, s := range x.segs {
+		if i, ok := s.find(k); ok {
+			if l, err := s.locationAt(i); err == nil {
+				add(l)
+			}
+		}
+	}
+	return append(good, condemned...)
+}
+
 // addPending makes the records of a stored pack known. Returns how many entries are pending now.
 func (x *index) addPending(p packRef, entries []tableEntry) int {
 	x.mu.Lock()

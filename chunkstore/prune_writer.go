@@ -234,11 +234,19 @@ func (w *Writer) copyRecord(ctx context.Context, to *packStream, id *ID) error {
 	if !ok {
 		return fmt.Errorf("%v: %w", id, ErrPruned)
 	}
+	err := w.copyRecordAt(ctx, to, id, l)
+	if errors.Is(err, ErrCorrupt) {
+		err = w.r.readElsewhere(ctx, id, l, err, func(l location) error { return w.copyRecordAt(ctx, to, id, l) })
+	}
+	return prunedError(err)
+}
+
+func (w *Writer) copyRecordAt(ctx context.Context, to *packStream, id *ID, l location) error {
 	buf := w.r.getBuf(int(l.stored))
 	defer w.r.putBuf(buf)
 	object := l.pack.id.object(l.pack.kind)
 	if err := w.r.be.ReadAt(ctx, object, *buf, int64(l.off)); err != nil {
-		return prunedError(fmt.Errorf("read %s: %w", object, err))
+		return readError(object, int64(l.off), err)
 	}
 	bx, err := w.r.sealer.box(l.pack.salt)
 	if err != nil {

@@ -19,12 +19,12 @@ const (
 
 // ReadChunk returns the chunk's plain bytes, verified, in dst's array where that is large enough.
 // Errors: ErrNotFound, ErrCorrupt, or what the backend says.
-func (r *Repository) ReadChunk(ctx context.Context, id ID, dst []byte) ([]byte, error) {
-	l, err := r.locate(ctx, "chunk", &id)
-	if err != nil {
-		return nil, err
-	}
-	return r.readRecord(ctx, &id, l, dst)
+func (r *Repository) ReadChunk(ctx context.Context, id ID, dst []byte) (out []byte, err error) {
+	err = r.readAny(ctx, "chunk", &id, func(l location) (err error) {
+		out, err = r.readRecordAt(ctx, &id, l, dst)
+		return err
+	})
+	return out, err
 }
 
 // locate looks the ID up, once more after a refresh: another host may have written it since.
@@ -43,31 +43,7 @@ func (r *Repository) locate(ctx context.Context, what string, id *ID) (location,
 	return location{}, &NotFoundError{What: what, Name: id.String()}
 }
 
-// readRecord reads, verifies and decompresses one record, from where it was moved to when a prune has removed its pack.
-func (r *Repository) readRecord(ctx context.Context, id *ID, l location, dst []byte) ([]byte, error) {
-	out, err := r.readRecordAt(ctx, id, l, dst)
-	if errors.Is(err, backend.ErrNotExist) {
-		if moved, ok := r.moved(ctx, id, l); ok {
-			return r.readRecordAt(ctx, id, moved, dst)
-		}
-	}
-	return out, err
-}
-
-// moved looks for another place of a record whose pack is gone.
-func (r *Repository) moved(ctx context.Context, id *ID, l location) (location, bool) {
-	k := id.key()
-	seen := r.index.refreshes()
-	if now, ok := r.index.lookup(&k); ok && now.pack.id != l.pack.id { // another reader has refreshed the index since
-		return now, true
-	}
-	if err := r.index.refreshAfter(ctx, seen); err != nil {
-		return l, false
-	}
-	now, ok := r.index.lookup(&k)
-	return now, ok && now.pack.id != l.pack.id
-}
-
+// readRecordAt reads, verifies and decompresses the record in one place.
 func (r *Repository) readRecordAt(ctx context.Context, id *ID, l location, dst []byte) ([]byte, error) {
 	buf := r.getBuf(int(l.stored))
 	defer r.putBuf(buf)
@@ -176,13 +152,7 @@ func (r *Repository) readRun(ctx context.Context, chunks []Chunk, run []batchIte
 			}
 			return nil
 		}
-		c := &chunks[run[0].i]
-		if errors.Is(err, backend.ErrNotExist) {
-			if moved, ok := r.moved(ctx, &c.ID, *first); ok {
-				return r.readRun(ctx, chunks, []batchItem{{run[0].i, moved}}, fn)
-			}
-		}
-		return &ReadError{*c, readError(object, int64(first.off), err)}
+		return r.readOther(ctx, chunks, run[0], readError(object, int64(first.off), err), fn)
 	}
 	bx, err := r.sealer.box(first.pack.salt)
 	if err != nil {
@@ -198,28 +168,56 @@ func (r *Repository) readRun(ctx context.Context, chunks []Chunk, run []batchIte
 			err = fmt.Errorf("chunk has %d bytes where its blob says %d", len(*plain), c.Len)
 		}
 		if err != nil {
-			return &ReadError{*c, &CorruptError{Object: object, Off: int64(l.off), Err: err}}
+			err = r.readOther(ctx, chunks, run[i], &CorruptError{Object: object, Off: int64(l.off), Err: err}, fn)
+		} else {
+			err = fn(run[i].i, *plain)
 		}
-		if err := fn(run[i].i, *plain); err != nil {
+		if err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
+// readOther reads a chunk of a batch that could not be read in its place because of err.
+func (r *Repository) readOther(ctx context.Context, chunks []Chunk, item batchItem, err error, fn func(int, []byte) error) error {
+	c := &chunks[item.i]
+	plain := r.getBuf(0)
+	defer r.putBuf(plain)
+	err = r.readElsewhere(ctx, &c.ID, item.loc, err, func(l location) error {
+		out, err := r.readRecordAt(ctx, &c.ID, l, (*plain)[:0])
+		if err != nil {
+			return err
+		}
+		*plain = out
+		if len(out) != c.Len {
+			return &CorruptError{
+				Object: l.pack.id.object(l.pack.kind), Off: int64(l.off), Err: fmt.Errorf("chunk has %d bytes where its blob says %d", len(out), c.Len),
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return &ReadError{*c, err}
+	}
+	return fn(item.i, *plain)
+}
+
 // readNode reads a tree node's bytes and checks them against the whole ID.
-func (r *Repository) readNode(ctx context.Context, id *ID) ([]byte, error) {
-	l, err := r.locate(ctx, "tree node", id)
+func (r *Repository) readNode(ctx context.Context, id *ID) (b []byte, err error) {
+	err = r.readAny(ctx, "tree node", id, func(l location) (err error) {
+		if b, err = r.readRecordAt(ctx, id, l, nil); err != nil {
+			return err
+		}
+		var got ID
+		if r.nodeIDs.id(&got, b); got != *id {
+			err = fmt.Errorf("tree node %v: content does not match its ID", id)
+			return &CorruptError{Object: l.pack.id.object(l.pack.kind), Off: int64(l.off), Err: err}
+		}
+		return nil
+	})
 	if err != nil {
 		return nil, err
-	}
-	b, err := r.readRecord(ctx, id, l, nil)
-	if err != nil {
-		return nil, err
-	}
-	var got ID
-	if r.nodeIDs.id(&got, b); got != *id {
-		return nil, r.nodeCorrupt(id, errors.New("content does not match its ID"))
 	}
 	return b, nil
 }

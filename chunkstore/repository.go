@@ -20,6 +20,8 @@ type Options struct {
 	CacheDir string
 	// Parallel bounds the goroutines that read, decode and write objects at once; default GOMAXPROCS.
 	Parallel int
+	// Damaged is told of each damage that a read met and another copy of the record made good; from several goroutines; may be nil.
+	Damaged func(err error)
 }
 
 // Repository is an open repository.
@@ -38,6 +40,7 @@ type Repository struct {
 	bufs     sync.Pool               // *[]byte for stored bytes
 	objects  func() (encoder, error) // compresses what buildObject builds; made on first use
 	bootTime func() time.Duration    // bootTime; tests have another
+	failures readFailures            // of packs, lately
 	off      pruneRules              // rules that tests switch off; all are on
 }
 

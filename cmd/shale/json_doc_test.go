@@ -17,6 +17,8 @@ import (
 	"testing"
 
 	"github.com/spf13/cobra"
+
+	"github.com/shalebackup/shale/chunkstore"
 )
 
 // jsonDoc is docs/cli-json.md: the tables of its sections by their names.
@@ -221,6 +223,10 @@ func TestJSONIsDocumented(t *testing.T) {
 	c.run(0, "backup", "verify", url)
 	c.run(0, "repo", "stats", repo)
 	c.run(0, "repo", "check", repo, "--data")
+	c.run(0, "repo", "check", repo, "--read-data-subset", "1/1")
+	c.run(0, "repo", "check", repo, "--read-data-subset", "1K")
+	c.run(0, "repo", "check", repo, "--read-data-subset", "1K")
+	c.doc.compare(t, "damage", asJSON(t, chunkstore.Damage{Copies: 1})) // takes two hosts at once
 	c.run(0, "repo", "reindex", repo)
 	c.mount(repo)
 	c.forget(repo, image)

@@ -34,7 +34,7 @@ func (a *app) repositoryOptions() (chunkstore.Options, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return chunkstore.Options{}, fmt.Errorf("cache folder: %w; --cache-dir or $%s names another", err, cacheEnv)
 	}
-	return chunkstore.Options{CacheDir: dir, Parallel: a.parallel}, nil
+	return chunkstore.Options{CacheDir: dir, Parallel: a.parallel, Damaged: a.damageNotes()}, nil
 }
 
 // parseLocation reads the URL of a repository, or of a backup in one.
