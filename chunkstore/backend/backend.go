@@ -3,6 +3,7 @@ package backend
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 )
 
@@ -16,7 +17,31 @@ var (
 	ErrShort = errors.New("object is shorter than the range asked for")
 	// ErrName: the name breaks the rules of ValidName.
 	ErrName = errors.New("invalid object name")
+	// ErrRetained: a lock keeps the object from being deleted or replaced. A RetainedError says until when.
+	ErrRetained = errors.New("object is locked")
+	// ErrNoPutIfAbsent: the place cannot tell the first of several writers of a name, so it can hold no repository.
+	ErrNoPutIfAbsent = errors.New("the store does not keep two writers from creating one object: it lacks conditional writes")
 )
+
+// RetainedError says until when an object is locked.
+type RetainedError struct {
+	Name  string
+	Until time.Time // zero: not known
+	Err   error     // what the place said; nil when it was not tried
+}
+
+func (e *RetainedError) Error() string {
+	s := fmt.Sprintf("%s: %v", e.Name, ErrRetained)
+	if !e.Until.IsZero() {
+		s += " until " + e.Until.UTC().Format(time.RFC3339)
+	}
+	if e.Err != nil {
+		s += ": " + e.Err.Error()
+	}
+	return s
+}
+
+func (e *RetainedError) Unwrap() []error { return []error{ErrRetained, e.Err} }
 
 // Object describes a stored object.
 type Object struct {
@@ -104,6 +129,30 @@ type Pacer interface {
 
 // PaceBytes is the longest piece that a Pacer moves at once.
 const PaceBytes = 256 << 10
+
+// LockMode says who can end a lock before its time.
+type LockMode string
+
+const (
+	// Governance: whoever has a special right can end the lock.
+	Governance LockMode = "governance"
+	// Compliance: nobody can, not even who pays for the place.
+	Compliance LockMode = "compliance"
+)
+
+// ObjectLocker is asked for by As: it is there on backends that can keep objects from being deleted, by anyone, for a time.
+type ObjectLocker interface {
+	// CanRetain returns nil where Retain works, and else says why it does not.
+	CanRetain(ctx context.Context) error
+
+	// Retain locks the object until then. A lock that lasts as long stays as it is; none is ever shortened. longer says that it
+	// was made or extended.
+	Retain(ctx context.Context, name string, mode LockMode, until time.Time) (longer bool, err error)
+
+	// Retained returns until when the object is locked; zero when it is not. A Delete may hide a locked object in spite of
+	// that, where the place keeps versions: who deletes what a lock is to protect asks first.
+	Retained(ctx context.Context, name string) (time.Time, error)
+}
 
 // StaleAge is long enough to be sure that the writer of a temporary is gone, also with clocks that disagree by hours.
 const StaleAge = 24 * time.Hour
