@@ -2,6 +2,7 @@ package chunkstore
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
@@ -54,6 +55,9 @@ func Init(ctx context.Context, be backend.Backend, o InitOptions) (Config, error
 	if err != nil {
 		return cfg, err
 	}
+	if err := provePutIfAbsent(ctx, be); err != nil {
+		return cfg, fmt.Errorf("%s: %w", be.Location(), err)
+	}
 	err = be.PutIfAbsent(ctx, objectConfig, b)
 	if errors.Is(err, backend.ErrExist) {
 		return cfg, fmt.Errorf("%s: %w", be.Location(), ErrRepositoryExists)
@@ -62,6 +66,30 @@ func Init(ctx context.Context, be backend.Backend, o InitOptions) (Config, error
 		return cfg, fmt.Errorf("write the repository's configuration: %w", err)
 	}
 	return cfg, nil
+}
+
+// provePutIfAbsent finds out whether the place keeps what PutIfAbsent promises, before a repository relies on it and before it could
+// replace the configuration of one: some servers pass over the condition and store.
+func provePutIfAbsent(ctx context.Context, be backend.Backend) error {
+	var b [8]byte
+	if _, err := rand.Read(b[:]); err != nil {
+		return err
+	}
+	name := prefixProbe + hex.EncodeToString(b[:])
+	err := be.PutIfAbsent(ctx, name, nil)
+	if err == nil {
+		if err = be.PutIfAbsent(ctx, name, nil); err == nil {
+			err = backend.ErrNoPutIfAbsent
+		} else if errors.Is(err, backend.ErrExist) {
+			err = nil
+		}
+	}
+	// Where keys may not delete, a probe of no bytes stays, which nobody minds.
+	_ = be.Delete(context.WithoutCancel(ctx), name)
+	if err != nil {
+		return fmt.Errorf("try whether two writers are kept from creating one object: %w", err)
+	}
+	return nil
 }
 
 // Open opens the repository at be: it reads the configuration and lists the index, of which it fetches what the cache lacks.

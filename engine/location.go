@@ -1,18 +1,16 @@
 package engine
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net/url"
-	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"unicode"
 
 	"github.com/shalebackup/shale/chunkstore"
-	"github.com/shalebackup/shale/chunkstore/backend"
-	"github.com/shalebackup/shale/chunkstore/backend/file"
+	"github.com/shalebackup/shale/chunkstore/backend/s3"
 )
 
 // ErrURL: a URL that names no repository or no backup.
@@ -21,9 +19,12 @@ var ErrURL = errors.New("invalid URL")
 // Location is a parsed URL: of a repository, or of a backup in one.
 //
 //	/path, vfs:///path             a directory, local or on NFS
+//	s3://bucket@region/prefix      a bucket; region and prefix may be left out
 //	REPOSITORY?backup=ID&volume=V  a backup; the order of the two does not matter
 type Location struct {
-	Path   string // absolute
+	Bucket string // empty: a directory
+	Region string // of the bucket, if the URL names it
+	Path   string // of a directory: absolute; in a bucket: the prefix, without slashes at its ends, which may be empty
 	Volume string // empty: the repository itself
 	Backup string
 }
@@ -69,10 +70,12 @@ func unescapeAmpersand(query string) string {
 func parseRepository(s string) (l Location, err error) {
 	path := s
 	if scheme, rest, ok := strings.Cut(s, "://"); ok {
-		if scheme != "vfs" {
-			return l, fmt.Errorf("%w: %s: scheme %q is not known; vfs:// and plain paths are", ErrURL, s, scheme)
-		}
-		if !strings.HasPrefix(rest, "/") {
+		switch {
+		case scheme == "s3":
+			return parseBucket(s, rest)
+		case scheme != "vfs":
+			return l, fmt.Errorf("%w: %s: scheme %q is not known; s3://, vfs:// and plain paths are", ErrURL, s, scheme)
+		case !strings.HasPrefix(rest, "/"):
 			return l, fmt.Errorf("%w: %s: a vfs URL has three slashes and an absolute path", ErrURL, s)
 		}
 		path = rest
@@ -87,65 +90,59 @@ func parseRepository(s string) (l Location, err error) {
 	return l, err
 }
 
+var regionName = regexp.MustCompile(`^[a-z0-9]+(-[a-z0-9]+)*$`)
+
+// parseBucket reads what comes after s3:// in the URL s.
+func parseBucket(s, rest string) (l Location, err error) {
+	host, path, _ := strings.Cut(rest, "/")
+	bucket, region, named := strings.Cut(host, "@")
+	path = strings.TrimSuffix(path, "/")
+	switch {
+	case strings.Contains(host, ":"): // perhaps a secret: not repeated
+		return l, fmt.Errorf("%w: s3://BUCKET@REGION/PREFIX has no place for credentials, which come from the environment, nor for a port, "+
+			"which belongs to the endpoint", ErrURL)
+	case !s3.ValidBucket(bucket):
+		return l, fmt.Errorf("%w: %q: %q is no bucket's name: 3 to 63 lower-case letters, digits, '-' and '.'", ErrURL, s, bucket)
+	case named && !regionName.MatchString(region):
+		return l, fmt.Errorf("%w: %q: %q is no region; s3://BUCKET@REGION/PREFIX is expected", ErrURL, s, region)
+	case strings.Contains(path, "?") || !s3.ValidPrefix(path):
+		return l, fmt.Errorf("%w: %q: a prefix has no '?', no control characters, no empty segments, and none that is . or ..", ErrURL, s)
+	}
+	return Location{Bucket: bucket, Region: region, Path: path}, nil
+}
+
 // String is the URL of what l names.
 func (l Location) String() string {
 	s := "vfs://" + l.Path
+	if l.Bucket != "" {
+		s = "s3://" + l.Bucket
+		if l.Region != "" {
+			s += "@" + l.Region
+		}
+		if l.Path != "" {
+			s += "/" + l.Path
+		}
+	}
 	if l.Backup != "" {
 		s += "?backup=" + url.QueryEscape(l.Backup) + "&volume=" + url.QueryEscape(l.Volume)
 	}
 	return s
 }
 
+// IsZero reports whether l names nothing.
+func (l Location) IsZero() bool { return l == Location{} }
+
+// Repository names the repository that l is, or is in.
+func (l Location) Repository() Location {
+	l.Volume, l.Backup = "", ""
+	return l
+}
+
+// SameRepository reports whether both are, or are in, one repository. Buckets have one name in all regions.
+func (l Location) SameRepository(m Location) bool { return l.Bucket == m.Bucket && l.Path == m.Path }
+
 // Of names a backup in l's repository.
 func (l Location) Of(b *chunkstore.Backup) Location {
 	l.Volume, l.Backup = b.Volume, b.ID
 	return l
-}
-
-// Wrapper puts a backend before a repository's own: one that counts, or keeps to limits. It is called before the first use.
-type Wrapper func(backend.Backend) backend.Backend
-
-// InitRepository makes a repository at l. Its folder is made if need be.
-func InitRepository(ctx context.Context, l Location, o chunkstore.InitOptions) (chunkstore.Config, error) {
-	be, err := file.Create(l.Path)
-	if err != nil {
-		return chunkstore.Config{}, err
-	}
-	return chunkstore.Init(ctx, be, o)
-}
-
-// OpenRepository opens the repository at l.
-func OpenRepository(ctx context.Context, l Location, o chunkstore.Options, wrap ...Wrapper) (*chunkstore.Repository, error) {
-	be, err := openBackend(l, wrap)
-	if err != nil {
-		return nil, err
-	}
-	return chunkstore.Open(ctx, be, o)
-}
-
-// ReindexRepository makes the index of the repository at l anew and opens it.
-func ReindexRepository(ctx context.Context, l Location, o chunkstore.Options, progress func(done, total int), wrap ...Wrapper) (*chunkstore.Repository, *chunkstore.ReindexReport, error) {
-	be, err := openBackend(l, wrap)
-	if err != nil {
-		return nil, nil, err
-	}
-	return chunkstore.Reindex(ctx, be, o, progress)
-}
-
-func openBackend(l Location, wrap []Wrapper) (backend.Backend, error) {
-	be, err := file.Open(l.Path)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("%s: %w", l.Path, chunkstore.ErrNoRepository)
-	}
-	if err != nil {
-		return nil, err
-	}
-	return wrapped(be, wrap), nil
-}
-
-func wrapped(be backend.Backend, wrap []Wrapper) backend.Backend {
-	for _, w := range wrap {
-		be = w(be)
-	}
-	return be
 }

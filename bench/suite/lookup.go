@@ -50,7 +50,7 @@ func lookupMain(ctx context.Context, args []string) error {
 	}
 	o := chunkstore.Options{CacheDir: filepath.Join(args[1], "cache")}
 	if args[0] == lookupBuild {
-		if _, err := engine.InitRepository(ctx, l, chunkstore.InitOptions{Compression: "none", PackBytes: 1 << 20}); err != nil {
+		if _, err := engine.InitRepository(ctx, l, engine.BackendOptions{}, chunkstore.InitOptions{Compression: "none", PackBytes: 1 << 20}); err != nil {
 			return err
 		}
 		return buildIndex(ctx, l, o, n)
@@ -61,7 +61,7 @@ func lookupMain(ctx context.Context, args []string) error {
 func tinyChunk(b []byte, i int) { binary.LittleEndian.PutUint64(b, uint64(i)*0x9e3779b97f4a7c15) }
 
 func buildIndex(ctx context.Context, l engine.Location, o chunkstore.Options, n int) (err error) {
-	r, err := engine.OpenRepository(ctx, l, o)
+	r, err := engine.OpenRepository(ctx, l, engine.BackendOptions{}, o)
 	if err != nil {
 		return err
 	}
@@ -92,7 +92,7 @@ func buildIndex(ctx context.Context, l engine.Location, o chunkstore.Options, n 
 func askIndex(ctx context.Context, l engine.Location, o chunkstore.Options, n int) (err error) {
 	var a lookupAnswer
 	begin := time.Now()
-	r, err := engine.OpenRepository(ctx, l, o)
+	r, err := engine.OpenRepository(ctx, l, engine.BackendOptions{}, o)
 	if err != nil {
 		return err
 	}

@@ -61,10 +61,10 @@ func makeMany(ctx context.Context, dir string, seed uint64, n int) (err error) {
 	if err != nil {
 		return err
 	}
-	if _, err := engine.InitRepository(ctx, l, chunkstore.InitOptions{}); err != nil {
+	if _, err := engine.InitRepository(ctx, l, engine.BackendOptions{}, chunkstore.InitOptions{}); err != nil {
 		return err
 	}
-	r, err := engine.OpenRepository(ctx, l, chunkstore.Options{CacheDir: filepath.Join(dir, "cache")})
+	r, err := engine.OpenRepository(ctx, l, engine.BackendOptions{}, chunkstore.Options{CacheDir: filepath.Join(dir, "cache")})
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@
 //
 //	mem          in memory, for tests
 //	file         a folder of a local file system or of NFS
+//	s3           a bucket; its s3test starts a server for tests
 //	limit        a wrapper: bytes per second, and requests at once
 //	meter        a wrapper: counts requests and bytes
 //	backendtest  the conformance suite that each of them passes, and wrappers that inject faults and crashes
@@ -19,7 +20,7 @@
 // # Behaviour is added by wrapping
 //
 // Retries, limits and counters are backends around a backend, which their Unwrap returns. Abilities that not all places have are
-// small interfaces asked for by As (StaleRemover, Pacer).
+// small interfaces asked for by As (StaleRemover, ObjectLocker, Pacer).
 //
 //	if r, ok := backend.As[backend.StaleRemover](be); ok {
 //		n, bytes, err := r.RemoveStale(ctx, backend.StaleAge)

@@ -29,7 +29,7 @@ func (a *app) advice(cmd *cobra.Command, err error) string {
 // repositoryAdvice is about the repository that was opened last.
 func (a *app) repositoryAdvice(cmd *cobra.Command, err error) string {
 	url := "URL"
-	if a.location.Path != "" {
+	if !a.location.IsZero() {
 		url = shellQuote(a.location.String())
 	}
 	shale := func(command string) string { return quoted("shale " + command + " " + url) }

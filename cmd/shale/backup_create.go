@@ -216,8 +216,8 @@ func (o *createOptions) baseID(cmd *cobra.Command) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("--base: %w", err)
 	}
-	if dest, err := engine.ParseLocation(o.dest); err == nil && dest.Path != l.Path {
-		return "", usagef(cmd, "--base is a backup in another repository, %s", l.Path)
+	if dest, err := engine.ParseLocation(o.dest); err == nil && !dest.SameRepository(l) {
+		return "", usagef(cmd, "--base is a backup in another repository, %s", l.Repository())
 	}
 	if l.Volume != o.volume {
 		return "", usagef(cmd, "--base is a backup of volume %s, not %s", l.Volume, o.volume)

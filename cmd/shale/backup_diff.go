@@ -35,8 +35,8 @@ Where one backup is longer, the other is taken to go on with zeros.`,
 			if err != nil {
 				return err
 			}
-			if m.Path != l.Path {
-				return usagef(cmd, "both must be backups in one repository, not in %s and %s", l.Path, m.Path)
+			if !m.SameRepository(l) {
+				return usagef(cmd, "both must be backups in one repository, not in %s and %s", l.Repository(), m.Repository())
 			}
 			b, err := r.Backup(cmd.Context(), m.Volume, m.Backup)
 			if err != nil {

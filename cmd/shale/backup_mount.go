@@ -92,6 +92,7 @@ func (a *app) detachMount(ctx context.Context, url, dir string, o mountOptions) 
 			again = append(again, fmt.Sprintf("--limit-%s=%d", l.name, l.rate))
 		}
 	}
+	again = append(again, a.s3.again()...)
 	if o.log != "" {
 		again = append(again, "--log="+o.log)
 	}
@@ -126,7 +127,7 @@ func (a *app) serveMount(ctx context.Context, url, dir string, o mountOptions) (
 		log = f
 	}
 	m, err := fusemount.Mount(ctx, dir, fusemount.Store(r), fusemount.Options{
-		Source: l.Path, AllowOther: o.allowOther, CacheBytes: o.cacheMiB << 20, Parallel: min(a.parallel, 256),
+		Source: r.Location(), AllowOther: o.allowOther, CacheBytes: o.cacheMiB << 20, Parallel: min(a.parallel, 256),
 		Log: slog.New(slog.NewTextHandler(log, nil)),
 	})
 	if err != nil {

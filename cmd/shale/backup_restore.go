@@ -73,7 +73,8 @@ beside the target, or in the target itself.`,
 
 // heldBackup reads the record of the backup that --holds names: one of the same repository.
 func heldBackup(cmd *cobra.Command, r *chunkstore.Repository, l engine.Location, s string) (*chunkstore.Backup, error) {
-	held := engine.Location{Path: l.Path, Volume: l.Volume, Backup: s}
+	held := l
+	held.Backup = s
 	if strings.Contains(s, "?") {
 		p, err := engine.ParseLocation(s)
 		if err != nil {
@@ -81,8 +82,8 @@ func heldBackup(cmd *cobra.Command, r *chunkstore.Repository, l engine.Location,
 		}
 		held = p
 	}
-	if held.Path != l.Path {
-		return nil, usagef(cmd, "--holds names a backup in another repository, %s", held.Path)
+	if !held.SameRepository(l) {
+		return nil, usagef(cmd, "--holds names a backup in another repository, %s", held.Repository())
 	}
 	return r.Backup(cmd.Context(), held.Volume, held.Backup)
 }

@@ -101,7 +101,7 @@ func TestURLForms(t *testing.T) {
 		says(t, s.run(0, "backup", "list", form).out, l.Backup)
 	}
 	for _, c := range []struct{ url, says string }{
-		{"s3://bucket/x", "scheme \"s3\" is not known"},
+		{"ftp://host/x", "scheme \"ftp\" is not known"},
 		{"vfs://repo", "three slashes"},
 		{"repo?backup=x", "?backup=ID&volume=NAME"},
 		{"", "empty"},
@@ -139,7 +139,7 @@ func TestBaseFlags(t *testing.T) {
 	elsewhere := engine.Location{Path: s.path("elsewhere"), Volume: "db", Backup: first.ID}
 	for base, want := range map[string]string{
 		strings.Replace(firstURL, "=db", "=web", 1): "of volume web, not db",
-		elsewhere.String():                          "another repository, " + elsewhere.Path,
+		elsewhere.String():                          "another repository, vfs://" + elsewhere.Path,
 		repo + "?backup=x":                          "--base: invalid URL",
 	} {
 		says(t, s.run(2, "backup", "create", img, "--dest", repo, "--volume", "db", "--base", base).talk, want)

@@ -36,7 +36,7 @@ stores less for some more CPU, zstd:4 takes several times as much.`,
 			if packMiB < 1 || packMiB > 256 {
 				return usagef(cmd, "--pack-size is %d MiB, want 1 to 256", packMiB)
 			}
-			cfg, err := engine.InitRepository(cmd.Context(), l, chunkstore.InitOptions{
+			cfg, err := engine.InitRepository(cmd.Context(), l, a.backendOptions(), chunkstore.InitOptions{
 				Compression: chunkstore.Compression(compression), PackBytes: packMiB << 20,
 			})
 			if err != nil {

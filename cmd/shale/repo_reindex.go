@@ -30,7 +30,7 @@ Exit code 3: some packs could not be read; what they hold is not in the index.`,
 			}
 			bar := a.newProgress("packs")
 			bar.unit = unitNumber
-			r, rep, err := engine.ReindexRepository(cmd.Context(), l, o, func(done, total int) { bar.set(int64(done), int64(total)) }, a.wrap)
+			r, rep, err := engine.ReindexRepository(cmd.Context(), l, a.backendOptions(), o, func(done, total int) { bar.set(int64(done), int64(total)) })
 			bar.done()
 			if err != nil {
 				return interrupted(cmd.Context(), err, "the index is as it was, or has new segments beside the old; give the same command again")

@@ -41,7 +41,7 @@ func (a *app) repositoryOptions() (chunkstore.Options, error) {
 func (a *app) parseLocation(url string) (engine.Location, error) {
 	l, err := engine.ParseLocation(url)
 	if err == nil {
-		a.location = engine.Location{Path: l.Path}
+		a.location = l.Repository()
 	}
 	return l, err
 }
@@ -65,7 +65,7 @@ func (a *app) openRepository(ctx context.Context, url string) (*chunkstore.Repos
 	if err != nil {
 		return nil, l, err
 	}
-	r, err := engine.OpenRepository(ctx, l, o, a.wrap)
+	r, err := engine.OpenRepository(ctx, l, a.backendOptions(), o)
 	return r, l, err
 }
 
@@ -92,8 +92,11 @@ func newRepoCommand(a *app) *cobra.Command {
 		Short: "Make, check and describe repositories",
 		Long: `Make, check and describe repositories.
 
-A repository is a folder, local or on NFS, named by a path or a URL: /srv/backups, vfs:///srv/backups. Any number of hosts may back up
-to one at once. Where a command takes a repository, the URL of a backup in it does as well.`,
+A repository is a folder, local or on NFS, or lies in an S3 bucket. It is named by a path or a URL: /srv/backups, vfs:///srv/backups,
+s3://bucket@region/prefix. Any number of hosts may back up to one at once. Where a command takes a repository, the URL of a backup in it
+does as well.
+
+` + s3Help,
 	}
 	asGroup(cmd)
 	cmd.AddCommand(newRepoInitCommand(a), newRepoStatsCommand(a), newRepoCheckCommand(a), newRepoReindexCommand(a), newRepoPruneCommand(a))

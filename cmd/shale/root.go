@@ -26,6 +26,7 @@ type app struct {
 	parallel int    // --parallel
 	priority priority
 	traffic  traffic
+	s3       s3Flags
 	begun    time.Time // when the command began to work
 
 	answered bool // printJSON was called
@@ -66,8 +67,9 @@ func newRootCommand(a *app) *cobra.Command {
 		Short: "Back up block volumes: read what changed, store it once, browse it as files",
 		Long: `Back up block volumes: read what changed, store it once, browse it as files.
 
-A repository is a folder, local or on NFS, named by a path or a URL: /srv/backups, vfs:///srv/backups. A backup is named by the URL
-that 'backup create' prints: REPOSITORY?backup=ID&volume=NAME. Quote it for the shell.
+A repository is a folder, local or on NFS, or lies in an S3 bucket. It is named by a path or a URL: /srv/backups, vfs:///srv/backups,
+s3://bucket@region/prefix ('shale repo --help' says more). A backup is named by the URL that 'backup create' prints:
+REPOSITORY?backup=ID&volume=NAME. Quote it for the shell.
 
 A command that moves much says in the end what it moved, and how fast. --limit-upload and --limit-download bound that, as --limit-read of
 'backup create' bounds what is read of the volume: the bytes of all that runs at once together, evenly. --nice and --ionice are for the
@@ -86,7 +88,12 @@ Exit codes:
 Environment:
 
     SHALE_CACHE_DIR  where copies of repositories' indexes are kept, and what an interrupted backup had stored is noted. It may be
-                     deleted while no shale runs; what is needed is fetched again. --cache-dir goes before it.`,
+                     deleted while no shale runs; what is needed is fetched again. --cache-dir goes before it.
+    SHALE_S3_ENDPOINT, SHALE_S3_CA_FILE, SHALE_S3_ADDRESSING
+                     what --s3-endpoint, --s3-ca-file and --s3-addressing say. AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL and
+                     AWS_CA_BUNDLE are known too.
+    AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_PROFILE, AWS_REGION, ...
+                     credentials and region for S3.`,
 		Example: `  shale repo init /srv/backups
   shale backup create vg0/db --dest /srv/backups --volume db
   shale backup mount /srv/backups /mnt/backups
@@ -111,6 +118,7 @@ Environment:
 	f.IntVar(&a.parallel, "parallel", 0, "work on `N` spans at once, and read and write N objects at most (default: as many spans as CPUs)")
 	f.Var(&a.traffic.upload, "limit-upload", "write at most `RATE` bytes per second to the repository: 500K, 10M, 1G (default: no limit)")
 	f.Var(&a.traffic.download, "limit-download", "read at most `RATE` bytes per second from the repository (default: no limit)")
+	a.s3.register(f)
 	f.IntVar(&a.priority.nice, "nice", 0, "run at niceness `N`, from 19, behind everybody, to -20 (default: as it was started)")
 	f.StringVar(&a.priority.ionice, "ionice", "", "use disks in `CLASS[:LEVEL]`: idle, best-effort:0 to best-effort:7, realtime:... (default: as it was started)")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {

@@ -70,7 +70,7 @@ type Backend struct {
 	partBytes int
 	retryFor  time.Duration
 
-	reached   atomic.Bool // the server has answered, and accepted the credentials
+	reached atomic.Bool // the server has answered, and accepted the credentials
 }
 
 var (
