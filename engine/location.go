@@ -106,7 +106,7 @@ func parseBucket(s, rest string) (l Location, err error) {
 	case named && !regionName.MatchString(region):
 		return l, fmt.Errorf("%w: %q: %q is no region; s3://BUCKET@REGION/PREFIX is expected", ErrURL, s, region)
 	case strings.Contains(path, "?") || !s3.ValidPrefix(path):
-		return l, fmt.Errorf("%w: %q: a prefix has no '?', no control characters, no empty segments, and none that is . or ..", ErrURL, s)
+		return l, fmt.Errorf("%w: %q: a prefix has no '?', no control characters, no empty segments, and neither '.' nor '..' as one", ErrURL, s)
 	}
 	return Location{Bucket: bucket, Region: region, Path: path}, nil
 }

@@ -18,7 +18,7 @@ import (
 // advice says what the user can do about err, the failure of cmd; empty when the error says it all. It is the one place for that:
 // the rooms below say what happened, and to what.
 func (a *app) advice(cmd *cobra.Command, err error) string {
-	for _, of := range []func(*cobra.Command, error) string{a.repositoryAdvice, poolAdvice, thinAdvice, sourceAdvice, systemAdvice} {
+	for _, of := range []func(*cobra.Command, error) string{a.repositoryAdvice, s3Advice, poolAdvice, thinAdvice, sourceAdvice, systemAdvice} {
 		if s := of(cmd, err); s != "" {
 			return s
 		}

@@ -1,11 +1,14 @@
 package main
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 
+	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/shalebackup/shale/chunkstore/backend"
 	"github.com/shalebackup/shale/chunkstore/backend/s3"
 	"github.com/shalebackup/shale/engine"
 )
@@ -64,4 +67,40 @@ func first(values ...string) string {
 // backendOptions say how repositories are reached: what is moved is counted, and kept to the limits.
 func (a *app) backendOptions() engine.BackendOptions {
 	return engine.BackendOptions{S3: a.s3.options(), Wrap: a.wrap}
+}
+
+func s3Advice(_ *cobra.Command, err error) string {
+	switch {
+	case errors.Is(err, s3.ErrNoCredentials):
+		return "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a profile of ~/.aws/credentials by AWS_PROFILE."
+	case errors.Is(err, s3.ErrCredentials):
+		return "Compare AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY with what the server's keys are; of temporary keys AWS_SESSION_TOKEN,\n" +
+			"and whether they have expired. Keys of one server are not another's: is --s3-endpoint the right one?"
+	case errors.Is(err, s3.ErrNoBucket):
+		return "Make the bucket first ('aws s3 mb s3://BUCKET'), or mend its name or --s3-endpoint."
+	case errors.Is(err, s3.ErrRegion):
+		return "Name the region in the URL, s3://BUCKET@REGION/PREFIX, or by AWS_REGION."
+	case errors.Is(err, s3.ErrClock):
+		return "Set this host's clock ('timedatectl set-ntp true'): requests are signed with the time."
+	case errors.Is(err, backend.ErrRetained):
+		return "An object lock keeps it from being deleted until then. Give the same command again after that."
+	case errors.Is(err, s3.ErrNoLock):
+		return "Object lock is chosen when a bucket is made ('aws s3api create-bucket --object-lock-enabled-for-bucket ...'); on AWS it can be\n" +
+			"turned on later. Without it, leave out --lock-for."
+	case errors.Is(err, s3.ErrDenied):
+		return "A backup needs the rights s3:ListBucket of the bucket and s3:GetObject, s3:PutObject and s3:DeleteObject of its objects;\n" +
+			"--lock-for also s3:GetObjectRetention and s3:PutObjectRetention; 'repo prune' also s3:ListBucketMultipartUploads,\n" +
+			"s3:ListMultipartUploadParts and s3:AbortMultipartUpload."
+	case errors.Is(err, backend.ErrNoPutIfAbsent):
+		return "A newer version of the server may have conditional writes (If-None-Match); AWS, MinIO, Ceph and versitygw do."
+	case errors.Is(err, s3.ErrTLS):
+		return "For a server with a certificate of its own, name the authority's by --s3-ca-file; for one without TLS write --s3-endpoint http://..."
+	case errors.Is(err, s3.ErrNotS3):
+		return "Is --s3-endpoint the server's S3 port, and https:// or http:// as it speaks?"
+	case errors.Is(err, s3.ErrBusy), errors.Is(err, s3.ErrServer):
+		return "Give the same command again later; what was stored is kept. A smaller --parallel asks less of the server."
+	case errors.Is(err, s3.ErrConnection):
+		return "Is the network up, and --s3-endpoint right? Give the same command again; what was stored is kept."
+	}
+	return ""
 }

@@ -77,6 +77,7 @@ func (e *ResponseError) Unwrap() error { return e.Kind }
 var kinds = map[string]error{
 	"NoSuchKey":                            backend.ErrNotExist,
 	"NoSuchBucket":                         ErrNoBucket,
+	"XAdminUserNotFound":                   ErrCredentials, // of versitygw
 	"InvalidAccessKeyId":                   ErrCredentials,
 	"SignatureDoesNotMatch":                ErrCredentials,
 	"InvalidToken":                         ErrCredentials,

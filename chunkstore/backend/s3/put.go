@@ -1,7 +1,6 @@
 package s3
 
 import (
-	"bytes"
 	"context"
 	"crypto/md5"
 	"crypto/rand"
@@ -86,7 +85,7 @@ func (b *Backend) sumsOf(data []byte) (s sums) {
 
 func (b *Backend) putOnce(ctx context.Context, name string, data []byte, s sums, o minio.PutObjectOptions) error {
 	o.DisableContentSha256 = true // of the body in pieces: the sum of the whole is in the header
-	_, err := b.core.PutObject(ctx, b.bucket, b.key(name), bytes.NewReader(data), int64(len(data)), s.md5, s.sha256, o)
+	_, err := b.core.PutObject(ctx, b.bucket, b.key(name), b.body(ctx, data), int64(len(data)), s.md5, s.sha256, o)
 	return err
 }
 
@@ -122,7 +121,7 @@ func (b *Backend) uploadParts(ctx context.Context, name, upload string, data []b
 			p := data[i*length : min((i+1)*length, len(data))]
 			s := b.sumsOf(p)
 			err := b.try(ctx, func() error {
-				part, err := b.core.PutObjectPart(ctx, b.bucket, b.key(name), upload, i+1, bytes.NewReader(p), int64(len(p)),
+				part, err := b.core.PutObjectPart(ctx, b.bucket, b.key(name), upload, i+1, b.body(ctx, p), int64(len(p)),
 					minio.PutObjectPartOptions{Md5Base64: s.md5, Sha256Hex: s.sha256, DisableContentSha256: true})
 				parts[i] = minio.CompletePart{PartNumber: i + 1, ETag: part.ETag}
 				return err

@@ -3,7 +3,6 @@ package s3
 import (
 	"context"
 	"fmt"
-	"io"
 	"net/http"
 	"strings"
 
@@ -76,7 +75,7 @@ func (r *reading) once(ctx context.Context) error {
 	if err := r.accept(info, header, from, end); err != nil {
 		return err
 	}
-	n, err := io.ReadFull(body, r.p[r.done:])
+	n, err := r.b.readFull(ctx, body, r.p[r.done:])
 	r.done += n
 	if err != nil {
 		return fmt.Errorf("%w: the answer broke off after %d of %d bytes: %w", ErrConnection, r.done, len(r.p), err)

@@ -70,6 +70,8 @@ type Backend struct {
 	partBytes int
 	retryFor  time.Duration
 
+	up, down backend.Pace // nil: not called
+
 	reached atomic.Bool // the server has answered, and accepted the credentials
 }
 
@@ -77,6 +79,7 @@ var (
 	_ backend.Backend      = (*Backend)(nil)
 	_ backend.StaleRemover = (*Backend)(nil)
 	_ backend.ObjectLocker = (*Backend)(nil)
+	_ backend.Pacer        = (*Backend)(nil)
 )
 
 // Open makes the backend of a bucket. No request is made yet.
