@@ -31,8 +31,15 @@ type Backup struct {
 	Host    string            `json:"host,omitempty"`
 	Labels  map[string]string `json:"labels,omitempty"`
 	Source  json.RawMessage   `json:"source,omitempty"` // what the next incremental backup compares with
+	Origin  *Origin           `json:"origin,omitempty"` // of a copy: the backup that was made of the volume itself
 	Trash   []string          `json:"trash,omitempty"`  // trash lists whose packs this backup is known not to need
 	Counts  Counts            `json:"counts"`
+}
+
+// Origin names a backup in whichever repository. Copies of a backup, and copies of those, have one Origin.
+type Origin struct {
+	Repository string `json:"repository"` // its ID
+	Backup     string `json:"backup"`     // ID; the volume is that of the record
 }
 
 // Counts say what a backup cost.
@@ -73,6 +80,15 @@ func NewBackupID(t time.Time) (string, error) {
 	return fmt.Sprintf("%s%016x", backupPrefix, v), nil
 }
 
+// Origin names the backup of which b, a record in r, is a copy; b itself when it is none. Two records of one volume with equal
+// Origins are the same backup.
+func (r *Repository) Origin(b *Backup) Origin {
+	if b.Origin != nil {
+		return *b.Origin
+	}
+	return Origin{Repository: r.cfg.ID, Backup: b.ID}
+}
+
 // BackupTime is the time that a backup's ID carries, to the millisecond; zero for what is no ID.
 func BackupTime(id string) time.Time {
 	v, err := strconv.ParseUint(strings.TrimPrefix(id, backupPrefix), 16, 64)
@@ -107,6 +123,8 @@ func (b *Backup) validate() error {
 		return fmt.Errorf("%q is no backup's ID", b.ID)
 	case b.Blob.Size < 0 || b.Blob.Size > maxBlobSize || b.Blob.Data < 0 || b.Blob.Data > b.Blob.Size || b.Blob.Root.IsZero() != (b.Blob.Data == 0):
 		return fmt.Errorf("impossible blob: %d of %d bytes, root %v", b.Blob.Data, b.Blob.Size, b.Blob.Root)
+	case b.Origin != nil && (!isHex(b.Origin.Repository, 16) || !validBackupID(b.Origin.Backup)):
+		return fmt.Errorf("impossible origin: backup %q of repository %q", b.Origin.Backup, b.Origin.Repository)
 	}
 	return nil
 }

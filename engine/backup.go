@@ -124,7 +124,8 @@ func parents(ctx context.Context, repo *chunkstore.Repository, o BackupOptions, 
 				return
 			}
 			records[id] = b
-			if !yield(source.Parent{ID: id, Size: b.Blob.Size, State: b.Source}, nil) {
+			elsewhere := repo.Origin(b).Repository != repo.ID()
+			if !yield(source.Parent{ID: id, Size: b.Blob.Size, State: b.Source, Elsewhere: elsewhere}, nil) {
 				return
 			}
 		}

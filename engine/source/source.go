@@ -51,6 +51,9 @@ type Parent struct {
 	ID    string          // the backup's ID, for messages
 	Size  int64           // bytes, the volume's size then
 	State json.RawMessage // what Source.State returned then
+	// Elsewhere says that the backup was made into another repository and copied from there: what the source kept on this host for
+	// the next backup may be compared with, but belongs to the other repository and stays.
+	Elsewhere bool
 }
 
 // Base is an Opener's decision.

@@ -38,7 +38,8 @@ type ThinLiveOptions struct {
 // The base is the snapshot that an earlier backup kept, as long as it is in the pool unchanged. Close, once the backup is
 // complete, keeps the new snapshot for the next one and deletes the base, and older snapshots of earlier backups of this
 // repository should any have been left. So one snapshot of a volume stays for each repository that it is backed up to. When
-// there is no new backup, the new snapshot is deleted and the old one stays.
+// there is no new backup, the new snapshot is deleted and the old one stays. A snapshot that a backup copied from another repository was
+// made of (Parent.Elsewhere) may be the base, and is never deleted.
 //
 // # The metadata snapshot
 //

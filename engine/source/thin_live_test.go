@@ -294,6 +294,45 @@ func TestThinLiveOlderSnapshots(t *testing.T) {
 	}
 }
 
+// TestThinLiveElsewhere: the snapshots of backups that were copied from another repository are bases, but that one's to delete.
+func TestThinLiveElsewhere(t *testing.T) {
+	f := newFakePool(t, 100*fakeBlock)
+	b := newLiveBackups(t, f)
+	var known []Parent
+	for n := range 4 { // all full; this repository's own is the first
+		f.write(rand.New(rand.NewPCG(uint64(n), 7)), 0, 5)
+		b.parents = nil
+		b.mustRun(nil)
+		p := b.parents[0]
+		image := b.images[p.ID]
+		p.ID, p.Elsewhere = fmt.Sprint("full", n), n > 0
+		b.images[p.ID] = image
+		known = append(known, p)
+	}
+	var states []thinState
+	for _, p := range known {
+		s, _ := decodeThinState(p)
+		states = append(states, s)
+	}
+	if err := f.Delete(t.Context(), pool.Pool{}, *states[2].Snapshot); err != nil { // by the other repository's next backup
+		t.Fatal(err)
+	}
+	b.parents = known
+	base, _ := b.mustRun(nil)
+	if base.Parent == nil || base.Parent.ID != "full3" {
+		t.Errorf("base %+v", base)
+	}
+	left := f.snapshots()
+	for n, want := range []bool{false, true, false, true} {
+		if got := slices.Contains(left, states[n].Device); got != want {
+			t.Errorf("snapshot %d is left: %v", n, got)
+		}
+	}
+	if len(left) != 3 {
+		t.Errorf("%d snapshots are left, want two and a new one", len(left))
+	}
+}
+
 func TestThinLiveDeletedMeanwhile(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 8))
 	f := newFakePool(t, 100*fakeBlock)

@@ -87,12 +87,15 @@ func (v *thinLive) chooseBase(ctx context.Context, parents iter.Seq2[Parent, err
 		return base, err
 	}
 	used, _ := decodeThinState(*base.Parent)
-	if used.Snapshot != nil {
+	if used.Snapshot != nil && !base.Parent.Elsewhere {
 		v.stale = append(v.stale, used)
 	}
 	for p, err := range rest {
 		if err != nil {
 			return Base{}, err
+		}
+		if p.Elsewhere {
+			continue
 		}
 		older, why := decodeThinState(p)
 		if why != "" || older.Snapshot == nil {
