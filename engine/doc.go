@@ -1,4 +1,4 @@
-// Package engine moves data between sources and repositories: backup, restore, verify; and says which backups to keep.
+// Package engine moves data between sources and repositories: backup, restore, verify, copy; and says which backups to keep.
 //
 // # Backup
 //
@@ -12,6 +12,12 @@
 // Chunks are fetched in batches, each checked against its ID, and written in the order of the target. Holes are left
 // unwritten, or punched where the target has data. A chunk that the target holds already is not fetched: it is known from the
 // backup that the target is said to hold, or by hashing what is there. So a restore that was interrupted goes on where it was.
+//
+// # Copy
+//
+// A backup in one repository is a source for another, which stores it as it stores any: its tree is that of a backup of the same content
+// made there. What differs is known by comparing two trees, so that a copy costs what changed since the nearest backup that both
+// repositories have. A copy names its origin, by which it is recognised.
 //
 // # Retention
 //

@@ -220,8 +220,8 @@ func (w *restoreWorker) piece(ctx context.Context, p piece) error {
 	}
 	r := w.r
 	return r.repo.ReadChunks(ctx, missing, func(i int, data []byte) error {
-		if r.repo.ChunkID(data) != missing[i].ID {
-			return fmt.Errorf("chunk at %d: %w: content does not match its ID", missing[i].Off, chunkstore.ErrCorrupt)
+		if err := checkChunk(r.repo, &missing[i], data); err != nil {
+			return err
 		}
 		if err := r.target.write(data, missing[i].Off); err != nil {
 			return err

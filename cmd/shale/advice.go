@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -57,7 +58,7 @@ func damageAdvice(cmd *cobra.Command, err error, shale func(command string) stri
 		return "Without its configuration the repository cannot be read. Put back the file 'config' from a copy: it never changes."
 	case c != nil && strings.HasPrefix(c.Object, "index/"), errors.Is(err, chunkstore.ErrNotFound):
 		return shale("repo reindex") + " makes the index anew from the packs."
-	case errors.Is(err, chunkstore.ErrCorrupt), errors.Is(err, errDamage) && (cmd.Name() == "list" || cmd.Name() == "forget"):
+	case errors.Is(err, chunkstore.ErrCorrupt), errors.Is(err, errDamage) && slices.Contains([]string{"list", "forget", "sync"}, cmd.Name()):
 		return shale("repo check --stored") + " says what else is damaged, and which backups that touches."
 	case errors.Is(err, errDamage) && (cmd.Name() == "check" || cmd.Name() == "verify"):
 		return "What is not listed can be restored. What a volume still holds can be mended: move the damaged packs out of the repository,\n" +

@@ -15,6 +15,7 @@ alone: any of them may be restored or deleted, in any order.`,
 	}
 	asGroup(cmd)
 	cmd.AddCommand(newBackupCreateCommand(a), newBackupListCommand(a), newBackupInspectCommand(a), newBackupDeleteCommand(a), newBackupForgetCommand(a),
-		newBackupMountCommand(a), newBackupRestoreCommand(a), newBackupVerifyCommand(a), newBackupDiffCommand(a))
+		newBackupMountCommand(a), newBackupRestoreCommand(a), newBackupVerifyCommand(a), newBackupDiffCommand(a),
+		newBackupCopyCommand(a))
 	return cmd
 }

@@ -229,6 +229,7 @@ func TestJSONIsDocumented(t *testing.T) {
 	c.doc.compare(t, "damage", asJSON(t, chunkstore.Damage{Copies: 1})) // takes two hosts at once
 	c.run(0, "repo", "reindex", repo)
 	c.mount(repo)
+	c.copies(repo, url)
 	c.forget(repo, image)
 	c.prune(repo, filepath.Join(dir, "copy"), image)
 	c.damage(repo, url)
@@ -289,6 +290,30 @@ func asJSON(t *testing.T, v any) (out any) {
 		t.Fatal(err)
 	}
 	return out
+}
+
+// copies copies a backup, and then the rest of the repository; and from that, where a backup is damaged.
+func (c *jsonCommand) copies(repo, url string) {
+	c.t.Helper()
+	second, third := filepath.Join(c.t.TempDir(), "second"), filepath.Join(c.t.TempDir(), "third")
+	c.run(0, "repo", "init", second, "--compression", "s2")
+	c.run(0, "repo", "init", third)
+	c.run(0, "backup", "copy", url, second)
+	c.run(0, "backup", "copy", url, second)
+	c.run(0, "repo", "sync", repo, second)
+	packs, err := filepath.Glob(filepath.Join(second, "packs", "data", "*", "*"))
+	if err != nil || len(packs) == 0 {
+		c.t.Fatalf("no data packs: %v", err)
+	}
+	b, err := os.ReadFile(packs[0])
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	b[50] ^= 1
+	if err := os.WriteFile(packs[0], b, 0o600); err != nil {
+		c.t.Fatal(err)
+	}
+	c.run(3, "repo", "sync", second, third)
 }
 
 // forget forgets one of two backups, in a repository with a record that cannot be read.

@@ -99,6 +99,7 @@ does as well.
 ` + s3Help,
 	}
 	asGroup(cmd)
-	cmd.AddCommand(newRepoInitCommand(a), newRepoStatsCommand(a), newRepoCheckCommand(a), newRepoReindexCommand(a), newRepoPruneCommand(a))
+	cmd.AddCommand(newRepoInitCommand(a), newRepoStatsCommand(a), newRepoCheckCommand(a), newRepoReindexCommand(a), newRepoPruneCommand(a),
+		newRepoSyncCommand(a))
 	return cmd
 }

@@ -1,0 +1,120 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/shalebackup/shale/chunkstore"
+	"github.com/shalebackup/shale/engine"
+)
+
+// syncAnswer is the answer of repo sync.
+type syncAnswer struct {
+	Volumes int            `json:"volumes"` // looked at
+	Backups int            `json:"backups"` // of these, in the source
+	Existed int            `json:"existed"`
+	Copied  []listedBackup `json:"copied"`
+	Read    int64          `json:"read"`
+	Stored  int64          `json:"stored"`
+	Damage  []syncDamage   `json:"damage"`
+	Moved   transfer       `json:"transfer"`
+}
+
+// syncDamage is a backup that was not copied.
+type syncDamage struct {
+	Volume string `json:"volume"`
+	Backup string `json:"backup"`
+	Error  string `json:"error"`
+}
+
+func newRepoSyncCommand(a *app) *cobra.Command {
+	var o engine.SyncOptions
+	var compression string
+	cmd := &cobra.Command{
+		Use:   "sync URL URL",
+		Short: "Copy all backups that another repository lacks",
+		Long: `Copy all backups that another repository lacks, from the first to the second, as 'shale backup copy' does: the oldest first, so that each
+costs what it differs from the one before. Nothing is deleted in either: a backup that was forgotten in the first stays in the second, and
+one that was forgotten in the second is copied again if the first has it. Both may be in use meanwhile.
+
+A backup that cannot be copied because of damage is told of, and the others are copied: exit code 3. Interrupted, it goes on when the same
+command is given again.`,
+		Example: `  shale repo sync /srv/backups /mnt/offsite
+  shale repo sync /srv/backups /mnt/offsite --volume db --limit-upload 10M`,
+		Args: exactArgs("URL", "URL"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := checkCompression(cmd, compression); err != nil {
+				return err
+			}
+			o.Compression = chunkstore.Compression(compression)
+			return a.repoSync(cmd, args[0], args[1], o)
+		},
+	}
+	cmd.Flags().StringVar(&o.Volume, "volume", "", "only the backups of the volume `NAME`")
+	cmd.Flags().StringVar(&compression, "compression", "", "`CODEC`: none, s2, zstd:1 to zstd:4 (default: that of the repository copied to)")
+	completeCompression(cmd)
+	return cmd
+}
+
+func (a *app) repoSync(cmd *cobra.Command, source, dest string, o engine.SyncOptions) (err error) {
+	ctx := cmd.Context()
+	if l, err := a.parseLocation(source); err == nil && l.Backup != "" {
+		return usagef(cmd, "%s names a backup: 'shale backup copy' copies one", source)
+	}
+	from, sl, err := a.openRepository(ctx, source)
+	if err != nil {
+		return err
+	}
+	defer closeInto(&err, from)
+	to, l, err := a.openRepository(ctx, dest)
+	if err != nil {
+		return err
+	}
+	defer closeInto(&err, to)
+	answer := syncAnswer{Copied: []listedBackup{}, Damage: []syncDamage{}}
+	bar := a.newProgress("sync")
+	o.Workers, o.Progress = a.parallel, bar
+	o.Copied = func(res *engine.CopyResult) {
+		answer.Copied = append(answer.Copied, listedBackup{l.Of(res.Backup).String(), res.Backup})
+	}
+	rep, err := engine.Sync(ctx, from, to, o)
+	bar.done()
+	if err != nil {
+		a.blame(err, sl)
+		return withDone(ctx, err, fmt.Sprintf("%d backup(s) were copied; give the same command again to go on", rep.Copied))
+	}
+	for _, d := range rep.Damage {
+		answer.Damage = append(answer.Damage, syncDamage{d.Volume, d.Backup, d.Err.Error()})
+		a.blame(d.Err, sl)
+	}
+	answer.Volumes, answer.Backups, answer.Existed, answer.Read, answer.Stored = rep.Volumes, rep.Backups, rep.Existed, rep.Read, rep.Stored
+	if err := a.printSync(&answer); err != nil {
+		return err
+	}
+	if n := len(rep.Damage); n > 0 {
+		return fmt.Errorf("%w: %d backup(s) could not be copied", errDamage, n)
+	}
+	return nil
+}
+
+func (a *app) printSync(answer *syncAnswer) error {
+	answer.Moved = a.transferred(0)
+	a.note("%s", answer.Moved)
+	if a.json {
+		return a.printJSON(answer)
+	}
+	for _, b := range answer.Copied {
+		if _, err := fmt.Fprintln(a.stdout, b.URL); err != nil {
+			return err
+		}
+	}
+	for _, d := range answer.Damage {
+		if _, err := fmt.Fprintf(a.stdout, "damaged, not copied: %s of %s: %s\n", d.Backup, d.Volume, d.Error); err != nil {
+			return err
+		}
+	}
+	_, err := fmt.Fprintf(a.stdout, "%d of %d backups of %d volume(s) copied, %d were there; read %s, stored %s\n",
+		len(answer.Copied), answer.Backups, answer.Volumes, answer.Existed, size(answer.Read), size(answer.Stored))
+	return err
+}
