@@ -103,7 +103,7 @@ func TestSubsetReadsAll(t *testing.T) {
 			if want := rep.Subset.All.Objects - len(read); turn.Left.Objects != max(0, want) {
 				t.Fatalf("%+v, run %d: %d packs left, want %d", share, runs, turn.Left.Objects, want)
 			}
-			if left >= 0 && turn.RunsLeft > left || (turn.RunsLeft == 0) != (turn.Left.Objects == 0) {
+			if left >= 0 && turn.RunsLeft > left+1 || (turn.RunsLeft == 0) != (turn.Left.Objects == 0) { // an estimate, by the packs read so far
 				t.Fatalf("%+v, run %d: %d runs left after %d", share, runs, turn.RunsLeft, left)
 			}
 			left = turn.RunsLeft

@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"sync"
 
-	"github.com/zeebo/blake3"
+	"lukechampine.com/blake3"
 )
 
 // ID names a chunk or a tree node: the keyed BLAKE3-256 of its plain bytes.
@@ -50,7 +50,7 @@ const (
 )
 
 func (s secret) derive(context string) (k [32]byte) {
-	blake3.DeriveKey(context, s[:], k[:])
+	blake3.DeriveKey(k[:], context, s[:])
 	return k
 }
 
@@ -58,20 +58,12 @@ func (s secret) derive(context string) (k [32]byte) {
 type hasher struct{ pool sync.Pool }
 
 func newHasher(key [32]byte) *hasher {
-	return &hasher{pool: sync.Pool{New: func() any {
-		h, err := blake3.NewKeyed(key[:])
-		if err != nil {
-			panic(err) // only for a key that is not 32 bytes
-		}
-		return h
-	}}}
+	return &hasher{pool: sync.Pool{New: func() any { return newKeyedBlake3(key) }}}
 }
 
 // id puts the ID of p into out.
 func (h *hasher) id(out *ID, p []byte) {
-	b := h.pool.Get().(*blake3.Hasher)
-	b.Reset()
-	_, _ = b.Write(p) // never fails
-	b.Sum(out[:0])
+	b := h.pool.Get().(*keyedBlake3)
+	b.sum((*[32]byte)(out), p)
 	h.pool.Put(b)
 }

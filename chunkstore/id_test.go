@@ -1,12 +1,16 @@
 package chunkstore
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"io"
+	"math/rand/v2"
 	"strings"
 	"sync"
 	"testing"
+
+	"lukechampine.com/blake3"
 )
 
 // TestIDGolden fixes the derivation of keys: a change of any byte here makes every repository unreadable.
@@ -73,5 +77,32 @@ func TestErrors(t *testing.T) {
 	re := &ReadError{Chunk: Chunk{Off: 5}, Err: ce}
 	if !errors.Is(re, ErrCorrupt) || !strings.HasPrefix(re.Error(), "chunk at 5: packs/") {
 		t.Errorf("%v", re)
+	}
+}
+
+// TestKeyedBlake3 compares the walk over BLAKE3's tree with the library's own, at every length around the borders of its blocks,
+// chunks and groups, and at random ones.
+func TestKeyedBlake3(t *testing.T) {
+	key := secret{7}.derive(contextNode)
+	random := rand.New(rand.NewPCG(1, 2))
+	data := make([]byte, 1<<20)
+	for i := range data {
+		data[i] = byte(random.Uint32())
+	}
+	lengths := []int{0, len(data)}
+	for _, border := range []int{64, 1 << 10, 2 << 10, 8 << 10, hashGroup, 2 * hashGroup, 3 * hashGroup, 7 * hashGroup, 8 * hashGroup, 256 << 10} {
+		lengths = append(lengths, border-1, border, border+1)
+	}
+	for range 200 {
+		lengths = append(lengths, random.IntN(200<<10))
+	}
+	h := newKeyedBlake3(key)
+	for _, n := range lengths {
+		want := blake3.New(32, key[:])
+		_, _ = want.Write(data[:n])
+		var got ID
+		if h.sum((*[32]byte)(&got), data[:n]); !bytes.Equal(got[:], want.Sum(nil)) {
+			t.Errorf("%d bytes: got %v, want %x", n, got, want.Sum(nil))
+		}
 	}
 }

@@ -63,7 +63,7 @@ func (r *Repository) readObject(ctx context.Context, name string, kind packKind)
 		}
 		var id ID
 		if r.nodeIDs.id(&id, plain); id != e.id {
-			return nil, &CorruptError{Object: name, Off: int64(e.off), Err: errors.New("content does not match its ID")}
+			return nil, &CorruptError{Object: name, Off: int64(e.off), Err: errContent}
 		}
 		out = append(out, plain...)
 	}
@@ -83,11 +83,37 @@ func (r *Repository) readAll(ctx context.Context, name string) ([]byte, error) {
 	return b, r.be.ReadAt(ctx, name, b, 0)
 }
 
-// decodeRecord opens and decompresses a record into dst's array.
+// decodeRecord opens and decompresses a record into dst's array. What it returns was checked by the record's sum and tag.
 func (r *Repository) decodeRecord(dst, rec []byte, bx box, e *tableEntry) ([]byte, error) {
-	payload, err := openRecord(rec, bx, &e.id, e.codec, int(e.raw), uint64(e.off))
+	if err := checkRecordSum(rec); err != nil {
+		return nil, err
+	}
+	return r.decodeUnsummed(dst, rec, bx, e)
+}
+
+func (r *Repository) decodeUnsummed(dst, rec []byte, bx box, e *tableEntry) ([]byte, error) {
+	payload, err := openUnsummed(rec, bx, &e.id, e.codec, int(e.raw), uint64(e.off))
 	if err != nil {
 		return nil, err
 	}
 	return r.dec.decode(dst, payload, e.codec, int(e.raw))
 }
+
+// decodeChunk is decodeRecord, checked by the whole ID of a chunk: that makes the sum of the stored bytes superfluous, which is
+// looked at only to tell what is wrong.
+func (r *Repository) decodeChunk(dst, rec []byte, bx box, e *tableEntry) ([]byte, error) {
+	out, err := r.decodeUnsummed(dst, rec, bx, e)
+	if err == nil && r.ChunkID(out) == e.id {
+		return out, nil
+	}
+	if sum := checkRecordSum(rec); sum != nil {
+		return nil, sum
+	}
+	if err == nil {
+		err = errContent
+	}
+	return nil, err
+}
+
+// errContent: the stored bytes are those that were written, but what was written was not what the ID names.
+var errContent = errors.New("content does not match its ID")

@@ -8,7 +8,7 @@ import (
 	"strings"
 
 	"github.com/cespare/xxhash/v2"
-	"github.com/zeebo/blake3"
+	"lukechampine.com/blake3"
 )
 
 // Every object but the configuration is a pack: a header, records, a table that lists them, and a trailer. The table at the
@@ -295,7 +295,7 @@ func (p *packBuilder) finish() (packID, []byte) {
 
 // hashPack is the ID of the pack with this header and this tail (table record and trailer).
 func hashPack(header, tail []byte) (id packID) {
-	h := blake3.New()
+	h := blake3.New(len(id), nil)
 	_, _ = h.Write(header)
 	_, _ = h.Write(tail)
 	h.Sum(id[:0])

@@ -45,22 +45,32 @@ func (r *Repository) locate(ctx context.Context, what string, id *ID) (location,
 
 // readRecordAt reads, verifies and decompresses the record in one place.
 func (r *Repository) readRecordAt(ctx context.Context, id *ID, l location, dst []byte) ([]byte, error) {
-	buf := r.getBuf(int(l.stored))
-	defer r.putBuf(buf)
-	object := l.pack.id.object(l.pack.kind)
-	if err := r.be.ReadAt(ctx, object, *buf, int64(l.off)); err != nil {
-		return nil, readError(object, int64(l.off), err)
-	}
-	bx, err := r.sealer.box(l.pack.salt)
+	rec, bx, err := r.readStored(ctx, l)
 	if err != nil {
 		return nil, err
 	}
+	defer r.putBuf(rec)
 	e := l.entry(id)
-	out, err := r.decodeRecord(dst, *buf, bx, &e)
+	out, err := r.decodeRecord(dst, *rec, bx, &e)
 	if err != nil {
-		return nil, &CorruptError{Object: object, Off: int64(l.off), Err: err}
+		return nil, &CorruptError{Object: l.pack.id.object(l.pack.kind), Off: int64(l.off), Err: err}
 	}
 	return out, nil
+}
+
+// readStored reads a record's stored bytes, into a buffer to be given back with putBuf.
+func (r *Repository) readStored(ctx context.Context, l location) (*[]byte, box, error) {
+	bx, err := r.sealer.box(l.pack.salt)
+	if err != nil {
+		return nil, nil, err
+	}
+	buf := r.getBuf(int(l.stored))
+	object := l.pack.id.object(l.pack.kind)
+	if err := r.be.ReadAt(ctx, object, *buf, int64(l.off)); err != nil {
+		r.putBuf(buf)
+		return nil, nil, readError(object, int64(l.off), err)
+	}
+	return buf, bx, nil
 }
 
 func (l *location) entry(id *ID) tableEntry {
@@ -84,40 +94,74 @@ type ReadError struct {
 func (e *ReadError) Error() string { return fmt.Sprintf("chunk at %d: %v", e.Chunk.Off, e.Err) }
 func (e *ReadError) Unwrap() error { return e.Err }
 
+// ReadChunks reads many chunks with few backend reads: neighbours in a pack come in one. fn gets each chunk's number in chunks and
+// its plain bytes, valid until fn returns; it is called from several goroutines at once and in no order. The first error
+// stops the batch; a chunk that cannot be read is a *ReadError.
+func (r *Repository) ReadChunks(ctx context.Context, chunks []Chunk, fn func(i int, data []byte) error) error {
+	b := batch{r: r, chunks: chunks, decode: r.decodeRecord, done: fn}
+	return b.read(ctx)
+}
+
+// VerifyChunks is ReadChunks, with the whole ID of each chunk checked: it also notices what went wrong before the bytes were stored, as
+// bad memory does.
+func (r *Repository) VerifyChunks(ctx context.Context, chunks []Chunk, fn func(i int, data []byte) error) error {
+	b := batch{r: r, chunks: chunks, decode: r.decodeChunk, done: fn}
+	return b.read(ctx)
+}
+
+// FillChunks is ReadChunks into memory that the caller has: dst(i) is where chunk i belongs and as long. done(i) says that it is
+// there; both are called from several goroutines at once.
+func (r *Repository) FillChunks(ctx context.Context, chunks []Chunk, dst func(i int) []byte, done func(i int) error) error {
+	b := batch{r: r, chunks: chunks, decode: r.decodeRecord, dst: dst, done: func(i int, _ []byte) error { return done(i) }}
+	return b.read(ctx)
+}
+
+// batch is one call of ReadChunks or its kin.
+type batch struct {
+	r      *Repository
+	chunks []Chunk
+	decode func(dst, rec []byte, bx box, e *tableEntry) ([]byte, error)
+	dst    func(i int) []byte // nil: buffers of the batch
+	done   func(i int, data []byte) error
+}
+
 // batchItem is one wanted chunk of a batch.
 type batchItem struct {
 	i   int
 	loc location
 }
 
-// ReadChunks reads many chunks with few backend reads: neighbours in a pack come in one. fn gets each chunk's number in chunks and
-// its plain bytes, valid until fn returns; it is called from several goroutines at once and in no order. The first error
-// stops the batch; a chunk that cannot be read is a *ReadError.
-func (r *Repository) ReadChunks(ctx context.Context, chunks []Chunk, fn func(i int, data []byte) error) error {
-	items := make([]batchItem, len(chunks))
-	for i := range chunks {
-		l, err := r.locate(ctx, "chunk", &chunks[i].ID)
+func (b *batch) read(ctx context.Context) error {
+	items := make([]batchItem, len(b.chunks))
+	for i := range b.chunks {
+		l, err := b.r.locate(ctx, "chunk", &b.chunks[i].ID)
 		if err != nil {
-			return &ReadError{chunks[i], err}
+			return &ReadError{b.chunks[i], err}
 		}
 		items[i] = batchItem{i, l}
 	}
 	slices.SortFunc(items, func(a, b batchItem) int {
 		return cmp.Or(slices.Compare(a.loc.pack.id[:], b.loc.pack.id[:]), cmp.Compare(a.loc.off, b.loc.off))
 	})
+	if n := batchRun(items); n == len(items) {
+		return b.readRun(ctx, items)
+	}
 	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(r.opts.Parallel)
+	g.SetLimit(b.r.opts.Parallel)
 	for len(items) > 0 {
 		n := batchRun(items)
 		run := items[:n]
 		items = items[n:]
-		g.Go(func() error { return r.readRun(ctx, chunks, run, fn) })
+		g.Go(func() error { return b.readRun(ctx, run) })
 	}
 	return g.Wait()
 }
 
 // batchRun counts the items at the front that one read should fetch.
 func batchRun(items []batchItem) int {
+	if len(items) == 0 {
+		return 0
+	}
 	first := items[0].loc
 	end := int64(first.off) + int64(first.stored)
 	for n := 1; n < len(items); n++ {
@@ -131,8 +175,8 @@ func batchRun(items []batchItem) int {
 	return len(items)
 }
 
-func (r *Repository) readRun(ctx context.Context, chunks []Chunk, run []batchItem, fn func(int, []byte) error) error {
-	if err := ctx.Err(); err != nil {
+func (b *batch) readRun(ctx context.Context, run []batchItem) error {
+	if err := ctx.Err(); err != nil || len(run) == 0 {
 		return err
 	}
 	first := &run[0].loc
@@ -141,36 +185,32 @@ func (r *Repository) readRun(ctx context.Context, chunks []Chunk, run []batchIte
 		end = max(end, run[i].loc.off+run[i].loc.stored)
 	}
 	object := first.pack.id.object(first.pack.kind)
-	buf := r.getBuf(int(end - first.off))
-	defer r.putBuf(buf)
-	if err := r.be.ReadAt(ctx, object, *buf, int64(first.off)); err != nil {
+	buf := b.r.getBuf(int(end - first.off))
+	defer b.r.putBuf(buf)
+	if err := b.r.be.ReadAt(ctx, object, *buf, int64(first.off)); err != nil {
 		if len(run) > 1 { // so that damage costs only the chunks it touches
 			for i := range run {
-				if err := r.readRun(ctx, chunks, run[i:i+1], fn); err != nil {
+				if err := b.readRun(ctx, run[i:i+1]); err != nil {
 					return err
 				}
 			}
 			return nil
 		}
-		return r.readOther(ctx, chunks, run[0], readError(object, int64(first.off), err), fn)
+		return b.readOther(ctx, run[0], readError(object, int64(first.off), err))
 	}
-	bx, err := r.sealer.box(first.pack.salt)
+	bx, err := b.r.sealer.box(first.pack.salt)
 	if err != nil {
 		return err
 	}
-	plain := r.getBuf(0)
-	defer r.putBuf(plain)
+	plain := b.r.getBuf(0)
+	defer b.r.putBuf(plain)
 	for i := range run {
-		c, l := &chunks[run[i].i], &run[i].loc
-		e := l.entry(&c.ID)
-		*plain, err = r.decodeRecord((*plain)[:0], (*buf)[l.off-first.off:][:l.stored], bx, &e)
-		if err == nil && len(*plain) != c.Len {
-			err = fmt.Errorf("chunk has %d bytes where its blob says %d", len(*plain), c.Len)
-		}
+		l := &run[i].loc
+		data, err := b.record(run[i], (*buf)[l.off-first.off:][:l.stored], bx, plain)
 		if err != nil {
-			err = r.readOther(ctx, chunks, run[i], &CorruptError{Object: object, Off: int64(l.off), Err: err}, fn)
+			err = b.readOther(ctx, run[i], err)
 		} else {
-			err = fn(run[i].i, *plain)
+			err = b.done(run[i].i, data)
 		}
 		if err != nil {
 			return err
@@ -179,28 +219,50 @@ func (r *Repository) readRun(ctx context.Context, chunks []Chunk, run []batchIte
 	return nil
 }
 
-// readOther reads a chunk of a batch that could not be read in its place because of err.
-func (r *Repository) readOther(ctx context.Context, chunks []Chunk, item batchItem, err error, fn func(int, []byte) error) error {
-	c := &chunks[item.i]
-	plain := r.getBuf(0)
-	defer r.putBuf(plain)
-	err = r.readElsewhere(ctx, &c.ID, item.loc, err, func(l location) error {
-		out, err := r.readRecordAt(ctx, &c.ID, l, (*plain)[:0])
+// record decodes a chunk's record to where it belongs.
+func (b *batch) record(item batchItem, rec []byte, bx box, plain *[]byte) (data []byte, err error) {
+	c := &b.chunks[item.i]
+	e := item.loc.entry(&c.ID)
+	dst := *plain
+	if b.dst != nil {
+		dst = b.dst(item.i)
+	}
+	switch {
+	case int(e.raw) != c.Len:
+		err = fmt.Errorf("chunk has %d bytes where its blob says %d", e.raw, c.Len)
+	default:
+		data, err = b.decode(dst[:0], rec, bx, &e)
+	}
+	if err != nil {
+		return nil, &CorruptError{Object: item.loc.pack.id.object(item.loc.pack.kind), Off: int64(item.loc.off), Err: err}
+	}
+	if b.dst == nil {
+		*plain = data
+	} else if &data[0] != &dst[0] {
+		copy(dst, data)
+	}
+	return data, nil
+}
+
+// readOther reads a chunk that could not be read in its place because of err.
+func (b *batch) readOther(ctx context.Context, item batchItem, err error) error {
+	c := &b.chunks[item.i]
+	plain := b.r.getBuf(0)
+	defer b.r.putBuf(plain)
+	var data []byte
+	err = b.r.readElsewhere(ctx, &c.ID, item.loc, err, func(l location) error {
+		rec, bx, err := b.r.readStored(ctx, l)
 		if err != nil {
 			return err
 		}
-		*plain = out
-		if len(out) != c.Len {
-			return &CorruptError{
-				Object: l.pack.id.object(l.pack.kind), Off: int64(l.off), Err: fmt.Errorf("chunk has %d bytes where its blob says %d", len(out), c.Len),
-			}
-		}
-		return nil
+		defer b.r.putBuf(rec)
+		data, err = b.record(batchItem{item.i, l}, *rec, bx, plain)
+		return err
 	})
 	if err != nil {
 		return &ReadError{*c, err}
 	}
-	return fn(item.i, *plain)
+	return b.done(item.i, data)
 }
 
 // readNode reads a tree node's bytes and checks them against the whole ID.

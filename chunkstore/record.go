@@ -67,6 +67,14 @@ func openRecord(rec []byte, bx box, id *ID, codec Codec, rawLen int, off uint64)
 	if err := checkRecordSum(rec); err != nil {
 		return nil, err
 	}
+	return openUnsummed(rec, bx, id, codec, rawLen, off)
+}
+
+// openUnsummed is openRecord without the check of the sum, for those who check more than that afterwards.
+func openUnsummed(rec []byte, bx box, id *ID, codec Codec, rawLen int, off uint64) ([]byte, error) {
+	if len(rec) < recordHeaderLen {
+		return nil, fmt.Errorf("record has %d bytes, fewer than its header", len(rec))
+	}
 	if !bytes.Equal(rec[8:16], id.tag()) {
 		return nil, errRecordTag
 	}

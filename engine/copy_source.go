@@ -110,11 +110,8 @@ func (s *backupSource) ReadAt(ctx context.Context, p []byte, off int64) error {
 		}
 		chunks = append(chunks, c)
 	}
-	err := s.repo.ReadChunks(ctx, chunks, func(i int, data []byte) error {
+	err := s.repo.VerifyChunks(ctx, chunks, func(i int, data []byte) error {
 		c := &chunks[i]
-		if err := checkChunk(s.repo, c, data); err != nil {
-			return err
-		}
 		s.read.Add(int64(len(data)))
 		if c.Off < off {
 			data = data[off-c.Off:]
@@ -124,14 +121,6 @@ func (s *backupSource) ReadAt(ctx context.Context, p []byte, off int64) error {
 	})
 	if err != nil {
 		return s.fail(err)
-	}
-	return nil
-}
-
-// checkChunk compares content with the chunk's whole ID.
-func checkChunk(repo *chunkstore.Repository, c *chunkstore.Chunk, data []byte) error {
-	if repo.ChunkID(data) != c.ID {
-		return fmt.Errorf("chunk at %d: %w: content does not match its ID", c.Off, chunkstore.ErrCorrupt)
 	}
 	return nil
 }

@@ -219,10 +219,7 @@ func (w *restoreWorker) piece(ctx context.Context, p piece) error {
 		}
 	}
 	r := w.r
-	return r.repo.ReadChunks(ctx, missing, func(i int, data []byte) error {
-		if err := checkChunk(r.repo, &missing[i], data); err != nil {
-			return err
-		}
+	return r.repo.VerifyChunks(ctx, missing, func(i int, data []byte) error {
 		if err := r.target.write(data, missing[i].Off); err != nil {
 			return err
 		}

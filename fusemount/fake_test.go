@@ -186,7 +186,7 @@ func (r *fakeRepo) ReadChunk(ctx context.Context, id ID, dst []byte) ([]byte, er
 	return r.dec.DecodeAll(stored, dst[:0])
 }
 
-func (r *fakeRepo) ReadChunks(ctx context.Context, chunks []Chunk, fn func(i int, data []byte) error) error {
+func (r *fakeRepo) FillChunks(ctx context.Context, chunks []Chunk, dst func(i int) []byte, done func(i int) error) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(runtime.GOMAXPROCS(0))
 	for i, ch := range chunks {
@@ -194,19 +194,17 @@ func (r *fakeRepo) ReadChunks(ctx context.Context, chunks []Chunk, fn func(i int
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			buf := batchBuffers.Get().(*[]byte)
-			defer batchBuffers.Put(buf)
-			data, err := r.ReadChunk(ctx, ch.ID, (*buf)[:0])
+			to := dst(i)
+			data, err := r.ReadChunk(ctx, ch.ID, to[:0])
 			if err != nil {
 				return err
 			}
-			return fn(i, data)
+			copy(to, data)
+			return done(i)
 		})
 	}
 	return g.Wait()
 }
-
-var batchBuffers = sync.Pool{New: func() any { b := make([]byte, 512<<10); return &b }}
 
 // damage makes the chunk of b at byte off unreadable, and returns it.
 func (b *fakeBackup) damage(t testing.TB, off int64) Chunk {

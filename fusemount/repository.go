@@ -22,9 +22,9 @@ type Repository interface {
 type ChunkReader interface {
 	// ReadChunk returns the plain bytes of a chunk: in dst's memory if its capacity allows, else in memory of their own.
 	ReadChunk(ctx context.Context, id ID, dst []byte) ([]byte, error)
-	// ReadChunks calls fn once for each chunk that it could read, perhaps from many goroutines at once; data is valid only
-	// during the call. After an error some chunks may have been delivered and others not.
-	ReadChunks(ctx context.Context, chunks []Chunk, fn func(i int, data []byte) error) error
+	// FillChunks puts the plain bytes of each chunk in dst(i), which is as long, and then calls done(i) if it could be read,
+	// both perhaps from many goroutines at once. After an error some chunks may have been delivered and others not.
+	FillChunks(ctx context.Context, chunks []Chunk, dst func(i int) []byte, done func(i int) error) error
 }
 
 // Entry is a backup in a listing.

@@ -176,12 +176,8 @@ func (p *pool) loadMany(ctx context.Context, chunks []Chunk, entries []*entry, m
 	}
 	done := make([]bool, len(missing)) // each element belongs to the one call of its index
 	// An error of the batch says too little: the rest is asked for again, and has its own.
-	_ = p.reader.ReadChunks(ctx, batch, func(n int, data []byte) error {
-		e := entries[missing[n]]
-		if err := e.fill(data); err != nil {
-			return err
-		}
-		p.cache.finish(e, nil)
+	_ = p.reader.FillChunks(ctx, batch, func(n int) []byte { return entries[missing[n]].data }, func(n int) error {
+		p.cache.finish(entries[missing[n]], nil)
 		done[n] = true
 		return nil
 	})
