@@ -55,7 +55,7 @@ func TestCopyIsBackup(t *testing.T) {
 	if seed == 0 {
 		seed = uint64(time.Now().UnixNano())
 	}
-	for i := range uint64(max(1, *propertyRounds/3)) {
+	for i := range uint64(max(1, *propertyRounds/5)) {
 		s := seed + i
 		ok := t.Run(fmt.Sprintf("seed=%d", s), func(t *testing.T) {
 			t.Parallel()
@@ -109,19 +109,19 @@ func TestCopyCostFollowsChange(t *testing.T) {
 	from := openRepoWith(t, mem.New(), chunkstore.InitOptions{SpanBytes: 4 << 20, PackBytes: 1 << 20, MaxChunk: maxChunk, Compression: "none"})
 	counting := backendtest.NewCounting(mem.New())
 	to := openRepoWith(t, counting, chunkstore.InitOptions{SpanBytes: 1 << 20, PackBytes: 1 << 20, MaxChunk: maxChunk, CutBits: 2, Compression: "s2"})
-	image := randomImage(1, 24*mib)
-	clear(image[5*mib : 9*mib])
+	image := randomImage(1, 12*mib)
+	clear(image[5*mib : 7*mib])
 	o := engine.BackupOptions{Volume: "vol", Full: true}
 	first := backup(t, from, plainVolume(image), o).Backup
 	res := mustCopy(t, from, first, to)
-	if c := res.Backup.Counts; res.Backup.Parent != "" || c.Read < 20*mib || c.Read > 21*mib || c.New != 20*mib {
+	if c := res.Backup.Counts; res.Backup.Parent != "" || c.Read < 10*mib || c.Read > 11*mib || c.New != 10*mib {
 		t.Errorf("the first copy read %d bytes and stored %d", c.Read, c.New)
 	}
-	changes := []int{1*mib + 5, 3*mib - 1, 7 * mib, 12*mib + 4096, 20 * mib}
+	changes := []int{1*mib + 5, 3*mib - 1, 6 * mib, 8*mib + 4096, 11 * mib}
 	for _, off := range changes {
 		image[off] ^= 0x55
 	}
-	clear(image[15*mib : 17*mib])
+	clear(image[9*mib : 10*mib])
 	time.Sleep(time.Millisecond)
 	second := backup(t, from, plainVolume(image), o).Backup
 	res = mustCopy(t, from, second, to)
@@ -297,9 +297,9 @@ func TestCopyOfDamage(t *testing.T) {
 // A copy that dies at whichever write of the destination leaves it sound. The next goes on, without storing more than a pack again.
 func TestCopyDiesAtEveryWrite(t *testing.T) {
 	from := memRepo(t)
-	images := [][]byte{randomImage(1, 3*mib), nil}
+	images := [][]byte{randomImage(1, 2*mib), nil}
 	images[1] = slices.Clone(images[0])
-	copy(images[1][mib:2*mib], randomImage(2, mib))
+	copy(images[1][mib:], randomImage(2, mib/2))
 	for _, image := range images {
 		backup(t, from, plainVolume(image), engine.BackupOptions{Volume: "vol", Full: true})
 		time.Sleep(time.Millisecond)

@@ -11,6 +11,9 @@ import (
 type SyncOptions struct {
 	CopyOptions
 	Volume string // only this one's backups; empty: every volume's
+	// Newer leaves out backups that are older than the newest that the destination has of the volume: so that what was forgotten there does
+	// not come again.
+	Newer bool
 	// Copied is told of each backup that was copied, from one goroutine; may be nil.
 	Copied func(*CopyResult)
 }
@@ -18,9 +21,10 @@ type SyncOptions struct {
 // SyncReport is what Sync did.
 type SyncReport struct {
 	Volumes int // looked at
-	Backups int // of these, in the source
+	Backups int // of these, in the source and not left out
 	Copied  int
 	Existed int   // the destination had them
+	Older   int   // left out by SyncOptions.Newer
 	Read    int64 // plain bytes of chunks read from the source
 	Stored  int64 // bytes of all objects put in the destination
 	Damage  []SyncDamage
@@ -73,8 +77,16 @@ func (rep *SyncReport) volume(ctx context.Context, from, to *chunkstore.Reposito
 	if err != nil {
 		return err
 	}
+	newest := "" // IDs sort by time
+	if o.Newer && len(dest.ids) > 0 {
+		newest = dest.ids[len(dest.ids)-1]
+	}
 	c := copier{from: source, to: dest, o: o.CopyOptions}
 	for _, id := range source.ids {
+		if id < newest && !dest.has(id) {
+			rep.Older++
+			continue
+		}
 		res, err := c.copyID(ctx, id)
 		if errors.Is(err, errBackupWent) {
 			continue

@@ -77,11 +77,23 @@ func TestSync(t *testing.T) {
 	if rep := sync(2, 0, 6); rep.Read+rep.Stored != 0 {
 		t.Errorf("nothing to do: %+v", rep)
 	}
+	if err := errors.Join(to.DeleteBackup(t.Context(), "b", list[0].ID), to.DeleteBackup(t.Context(), "b", list[1].ID)); err != nil {
+		t.Fatal(err)
+	}
+	o.Newer = true // what was forgotten does not come again
+	if rep := sync(2, 0, 4); rep.Older != 2 {
+		t.Errorf("%d were left out", rep.Older)
+	}
+	time.Sleep(time.Millisecond)
+	backup(t, from, plainVolume(image), engine.BackupOptions{Volume: "b", Full: true})
+	sync(2, 1, 4)
+	o.Newer = false
+	sync(2, 2, 5)
 	var missing *chunkstore.NotFoundError
 	if _, err := engine.Sync(t.Context(), from, to, engine.SyncOptions{Volume: "c"}); !errors.As(err, &missing) || missing.What != "volume" {
 		t.Errorf("a volume that is not there: %v", err)
 	}
-	if rep, err := engine.Sync(t.Context(), to, to, engine.SyncOptions{}); err != nil || rep.Existed != 6 {
+	if rep, err := engine.Sync(t.Context(), to, to, engine.SyncOptions{}); err != nil || rep.Existed != 7 {
 		t.Errorf("to itself: %+v, %v", rep, err)
 	}
 }
@@ -98,9 +110,9 @@ func TestSyncOverDamage(t *testing.T) {
 			var all []*chunkstore.Backup
 			var hit []string
 			var images [][]byte
-			for n := range 4 { // each has a MiB of its own, gone again in the next
-				image := randomImage(9, 3*mib)
-				copy(image[mib:], randomImage(uint64(n), mib))
+			for n := range 4 { // each has half a MiB of its own, gone again in the next
+				image := randomImage(9, 3*mib/2)
+				copy(image[mib/2:], randomImage(uint64(n), mib/2))
 				images = append(images, image)
 				new := added(t, be, prefix, func() {
 					all = append(all, backup(t, r, plainVolume(image), engine.BackupOptions{Volume: "vol", Full: true}).Backup)
@@ -204,7 +216,7 @@ func TestSyncForgottenMeanwhile(t *testing.T) {
 func TestSyncDestinationFails(t *testing.T) {
 	from := memRepo(t)
 	for n := range uint64(2) {
-		backup(t, from, plainVolume(randomImage(n, mib)), engine.BackupOptions{Volume: "vol", Full: true})
+		backup(t, from, plainVolume(randomImage(n, mib/4)), engine.BackupOptions{Volume: "vol", Full: true})
 		time.Sleep(time.Millisecond)
 	}
 	for _, method := range []backendtest.Method{backendtest.Put, backendtest.PutIfAbsent, backendtest.ReadAt, backendtest.List} {

@@ -71,8 +71,7 @@ Interrupted, it goes on when the same command is given again. 'shale repo sync' 
 func (a *app) blame(err error, source engine.Location) {
 	var se *engine.SourceError
 	if errors.As(err, &se) {
-		source.Volume, source.Backup = "", ""
-		a.location = source
+		a.location = source.Repository()
 	}
 }
 

@@ -66,6 +66,12 @@ func TestSyncCommand(t *testing.T) {
 		t.Errorf("answer is %+v", answer)
 	}
 
+	s.run(0, "backup", "delete", strings.Replace(a, repo, offsite, 1))
+	s.create(offsite, s.image("a", noise(51, 1<<20)), "a")
+	got = s.run(0, "repo", "sync", repo, offsite, "--newer")
+	says(t, got.talk, "1 older than the newest there, and left out")
+	says(t, got.out, "0 of 1 backups of 2 volume(s) copied, 1 were there")
+
 	missing := s.path("missing")
 	says(t, s.run(1, "repo", "sync", repo, missing).talk, "no repository here", "'shale repo init vfs://"+missing+"'")
 	says(t, s.run(1, "repo", "sync", missing, repo).talk, "no repository here", "'shale repo init vfs://"+missing+"'")

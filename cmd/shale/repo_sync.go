@@ -14,6 +14,7 @@ type syncAnswer struct {
 	Volumes int            `json:"volumes"` // looked at
 	Backups int            `json:"backups"` // of these, in the source
 	Existed int            `json:"existed"`
+	Older   int            `json:"older"` // left out by --newer
 	Copied  []listedBackup `json:"copied"`
 	Read    int64          `json:"read"`
 	Stored  int64          `json:"stored"`
@@ -36,12 +37,12 @@ func newRepoSyncCommand(a *app) *cobra.Command {
 		Short: "Copy all backups that another repository lacks",
 		Long: `Copy all backups that another repository lacks, from the first to the second, as 'shale backup copy' does: the oldest first, so that each
 costs what it differs from the one before. Nothing is deleted in either: a backup that was forgotten in the first stays in the second, and
-one that was forgotten in the second is copied again if the first has it. Both may be in use meanwhile.
+one that was forgotten in the second is copied again if the first has it; not so with --newer. Both may be in use meanwhile.
 
 A backup that cannot be copied because of damage is told of, and the others are copied: exit code 3. Interrupted, it goes on when the same
 command is given again.`,
 		Example: `  shale repo sync /srv/backups /mnt/offsite
-  shale repo sync /srv/backups /mnt/offsite --volume db --limit-upload 10M`,
+  shale repo sync /srv/backups /mnt/offsite --volume db --newer --limit-upload 10M`,
 		Args: exactArgs("URL", "URL"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := checkCompression(cmd, compression); err != nil {
@@ -52,6 +53,7 @@ command is given again.`,
 		},
 	}
 	cmd.Flags().StringVar(&o.Volume, "volume", "", "only the backups of the volume `NAME`")
+	cmd.Flags().BoolVar(&o.Newer, "newer", false, "leave out what is older than the newest backup that the second repository has of the volume")
 	cmd.Flags().StringVar(&compression, "compression", "", "`CODEC`: none, s2, zstd:1 to zstd:4 (default: that of the repository copied to)")
 	completeCompression(cmd)
 	return cmd
@@ -88,7 +90,8 @@ func (a *app) repoSync(cmd *cobra.Command, source, dest string, o engine.SyncOpt
 		answer.Damage = append(answer.Damage, syncDamage{d.Volume, d.Backup, d.Err.Error()})
 		a.blame(d.Err, sl)
 	}
-	answer.Volumes, answer.Backups, answer.Existed, answer.Read, answer.Stored = rep.Volumes, rep.Backups, rep.Existed, rep.Read, rep.Stored
+	answer.Volumes, answer.Backups, answer.Existed, answer.Older = rep.Volumes, rep.Backups, rep.Existed, rep.Older
+	answer.Read, answer.Stored = rep.Read, rep.Stored
 	if err := a.printSync(&answer); err != nil {
 		return err
 	}
@@ -113,6 +116,9 @@ func (a *app) printSync(answer *syncAnswer) error {
 		if _, err := fmt.Fprintf(a.stdout, "damaged, not copied: %s of %s: %s\n", d.Backup, d.Volume, d.Error); err != nil {
 			return err
 		}
+	}
+	if answer.Older > 0 {
+		a.note("%d older than the newest there, and left out", answer.Older)
 	}
 	_, err := fmt.Fprintf(a.stdout, "%d of %d backups of %d volume(s) copied, %d were there; read %s, stored %s\n",
 		len(answer.Copied), answer.Backups, answer.Volumes, answer.Existed, size(answer.Read), size(answer.Stored))
