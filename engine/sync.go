@@ -3,6 +3,8 @@ package engine
 import (
 	"context"
 	"errors"
+	"maps"
+	"slices"
 
 	"github.com/shalebackup/shale/chunkstore"
 )
@@ -30,9 +32,9 @@ type SyncReport struct {
 	Damage  []SyncDamage
 }
 
-// SyncDamage is a backup that was not copied, for damage in either repository.
+// SyncDamage is a backup that was not copied, for damage in either repository; or damage in what lists the volumes.
 type SyncDamage struct {
-	Volume, Backup string
+	Volume, Backup string // empty when the volumes cannot be listed
 	Err            error
 }
 
@@ -41,7 +43,7 @@ type SyncDamage struct {
 // beside it. See Copy.
 func Sync(ctx context.Context, from, to *chunkstore.Repository, o SyncOptions) (*SyncReport, error) {
 	rep := &SyncReport{}
-	volumes, err := syncVolumes(ctx, from, o.Volume)
+	volumes, err := rep.volumes(ctx, from, o.Volume)
 	if err != nil {
 		return rep, &SourceError{from.Location(), err}
 	}
@@ -54,11 +56,27 @@ func Sync(ctx context.Context, from, to *chunkstore.Repository, o SyncOptions) (
 	return rep, nil
 }
 
-func syncVolumes(ctx context.Context, from *chunkstore.Repository, volume string) ([]string, error) {
-	if volume == "" {
-		return from.Volumes(ctx)
+// volumes are those to look at. Where the name of one is damaged they are gathered from the backup records, which have it too.
+func (rep *SyncReport) volumes(ctx context.Context, from *chunkstore.Repository, volume string) ([]string, error) {
+	if volume != "" {
+		return []string{volume}, mustHaveVolume(ctx, from, volume)
 	}
-	return []string{volume}, mustHaveVolume(ctx, from, volume)
+	names, err := from.Volumes(ctx)
+	if err == nil || ctx.Err() != nil || !damaged(err) {
+		return names, err
+	}
+	rep.Damage = append(rep.Damage, SyncDamage{Err: &SourceError{from.Location(), err}})
+	found := map[string]struct{}{}
+	err = from.WalkBackups(ctx, "", func(_ string, b *chunkstore.Backup, err error) error {
+		if err == nil {
+			found[b.Volume] = struct{}{}
+		}
+		if damaged(err) { // told of with its volume, if that has any other
+			err = nil
+		}
+		return err
+	})
+	return slices.Sorted(maps.Keys(found)), err
 }
 
 // volume copies one volume's backups.

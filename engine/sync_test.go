@@ -149,6 +149,30 @@ func TestSyncOverDamage(t *testing.T) {
 	}
 }
 
+// A volume whose name is damaged is found by its records.
+func TestSyncVolumeDamaged(t *testing.T) {
+	be := mem.New()
+	from, err := openUnchecked(t, be)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, volume := range []string{"a", "b"} {
+		names := added(t, be, "volumes/", func() {
+			backup(t, from, plainVolume(randomImage(1, mib)), engine.BackupOptions{Volume: volume})
+		})
+		if volume == "b" {
+			flipObject(t, be, names[0], 60)
+		}
+	}
+	to := memRepo(t)
+	rep, err := engine.Sync(t.Context(), from, to, engine.SyncOptions{})
+	if err != nil || rep.Volumes != 2 || rep.Copied != 2 || len(rep.Damage) != 1 || rep.Damage[0].Volume != "" ||
+		!strings.Contains(rep.Damage[0].Err.Error(), "volumes/") {
+		t.Errorf("%+v, %v", rep, err)
+	}
+	mustHaveBackups(t, to, 2)
+}
+
 // A source whose older backup was damaged since it was copied: the next one cannot be compared with it, and is copied whole.
 func TestSyncBaseDamaged(t *testing.T) {
 	be := mem.New()

@@ -106,6 +106,8 @@ func TestCopyDamage(t *testing.T) {
 		says(t, got.out+got.talk, "read from "+repo, "packs/data/", "'shale repo check --stored vfs://"+repo+"'")
 	}
 	says(t, s.run(3, "repo", "sync", repo, offsite).out, "damaged, not copied: ", "0 of 2 backups of 2 volume(s) copied, 1 were there")
+	s.flip(s.objects(repo, "volumes/*")[0], 60)
+	says(t, s.run(3, "repo", "sync", repo, offsite).out, "damaged, but its backups were found: read from "+repo, "1 were there")
 	s.run(0, "backup", "verify", strings.Replace(good, repo, offsite, 1))
 	var list []chunkstore.Backup
 	if s.json(0, &list, "backup", "list", offsite); len(list) != 1 {

@@ -96,7 +96,7 @@ func (a *app) repoSync(cmd *cobra.Command, source, dest string, o engine.SyncOpt
 		return err
 	}
 	if n := len(rep.Damage); n > 0 {
-		return fmt.Errorf("%w: %d backup(s) could not be copied", errDamage, n)
+		return fmt.Errorf("%w in %d place(s)", errDamage, n)
 	}
 	return nil
 }
@@ -113,7 +113,11 @@ func (a *app) printSync(answer *syncAnswer) error {
 		}
 	}
 	for _, d := range answer.Damage {
-		if _, err := fmt.Fprintf(a.stdout, "damaged, not copied: %s of %s: %s\n", d.Backup, d.Volume, d.Error); err != nil {
+		what := "not copied: " + d.Backup + " of " + d.Volume
+		if d.Backup == "" {
+			what = "but its backups were found"
+		}
+		if _, err := fmt.Fprintf(a.stdout, "damaged, %s: %s\n", what, d.Error); err != nil {
 			return err
 		}
 	}
