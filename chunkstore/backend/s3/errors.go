@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"strings"
 	"unicode"
@@ -115,8 +116,9 @@ var kinds = map[string]error{
 // classified turns what the client library returns into this package's errors.
 func classified(err error) error {
 	var answer minio.ErrorResponse
+	var slow net.Error
 	switch {
-	case err == nil, isClassified(err), isContext(err):
+	case err == nil, isClassified(err), errors.Is(err, context.Canceled):
 		return err
 	case errors.As(err, &answer):
 		if answer.StatusCode == 0 || answer.RequestID == "minio" { // the library's own: it made sense of neither answer nor request
@@ -125,6 +127,8 @@ func classified(err error) error {
 		return responseError(answer)
 	case isTLS(err):
 		return fmt.Errorf("%w: %w", ErrTLS, err)
+	case errors.As(err, &slow) && slow.Timeout(): // not wrapped: it says it is a context's error, which it is not
+		return fmt.Errorf("%w: %v", ErrConnection, err)
 	}
 	return fmt.Errorf("%w: %w", ErrConnection, err)
 }
@@ -166,11 +170,6 @@ func responseError(answer minio.ErrorResponse) error {
 		e.Kind = ErrNotS3
 	}
 	return e
-}
-
-// isContext reports whether the error is only that a context ended.
-func isContext(err error) bool {
-	return errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
 }
 
 func isTLS(err error) bool {

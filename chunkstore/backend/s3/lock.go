@@ -20,7 +20,7 @@ func (b *Backend) CanRetain(ctx context.Context) error {
 		return err
 	})
 	switch {
-	case err == nil && enabled != "Enabled", status(err) == http.StatusNotImplemented:
+	case err == nil && enabled != "Enabled", status(err) == http.StatusNotImplemented, errors.Is(err, ErrNoLock):
 		return fmt.Errorf("bucket %s: %w", b.bucket, ErrNoLock)
 	case errors.Is(err, ErrDenied): // to look; a lock may all the same be allowed
 		return nil
@@ -59,6 +59,8 @@ func (b *Backend) Retain(ctx context.Context, name string, mode backend.LockMode
 	err = b.try(ctx, func() error {
 		return b.core.PutObjectRetention(ctx, b.bucket, b.key(name), minio.PutObjectRetentionOptions{
 			Mode: &want, RetainUntilDate: &until, VersionID: now.VersionID,
+			// To make governance compliance is to change the mode, which takes the right to end the lock.
+			GovernanceBypass: want == minio.Compliance && held == minio.Governance,
 		})
 	})
 	return err == nil, failure("lock", name, err)

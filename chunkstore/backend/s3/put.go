@@ -89,7 +89,7 @@ func (b *Backend) putOnce(ctx context.Context, name string, data []byte, s sums,
 	return err
 }
 
-// putParts uploads in parts of equal length. What fails is put again part by part.
+// putParts uploads in parts. What fails is put again part by part.
 func (b *Backend) putParts(ctx context.Context, name string, data []byte) error {
 	mark := rand.Text()
 	var upload string
@@ -111,8 +111,8 @@ func (b *Backend) putParts(ctx context.Context, name string, data []byte) error 
 }
 
 func (b *Backend) uploadParts(ctx context.Context, name, upload string, data []byte) ([]minio.CompletePart, error) {
-	n := (len(data) + b.partBytes - 1) / b.partBytes
-	length := (len(data) + n - 1) / n
+	length := b.partBytes
+	n := (len(data) + length - 1) / length
 	parts := make([]minio.CompletePart, n)
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(partsAtOnce)
@@ -154,11 +154,20 @@ func (b *Backend) complete(ctx context.Context, name, upload, mark string, parts
 	return nil
 }
 
-// abortTimeout bounds the tidying up after a failed upload; what it leaves RemoveStale finds.
-const abortTimeout = 5 * time.Second
+// What bounds the tidying up after a failed upload; what it leaves RemoveStale finds. A part that the server is still busy with may
+// outlive an abort, so it is repeated until the server knows of no such upload.
+const (
+	abortTimeout = 5 * time.Second
+	abortTries   = 4
+)
 
 func (b *Backend) abort(ctx context.Context, name, upload string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abortTimeout)
 	defer cancel()
-	_ = b.core.AbortMultipartUpload(ctx, b.bucket, b.key(name), upload)
+	for range abortTries {
+		err := b.core.AbortMultipartUpload(ctx, b.bucket, b.key(name), upload)
+		if status(classified(err)) == http.StatusNotFound || ctx.Err() != nil {
+			return
+		}
+	}
 }

@@ -110,6 +110,8 @@ func (b *Backend) again(err error, n int) bool {
 	switch {
 	case answer.Status == http.StatusRequestTimeout, answer.Status == 499: // nginx: the client closed the connection
 		return true
+	case errors.Is(err, backend.ErrName): // a server on a file system may say so while it removes an empty folder
+		return n <= suspectTries
 	case errors.Is(err, ErrCredentials), errors.Is(err, ErrNotS3), answer.Status == http.StatusBadRequest && answer.Kind == nil:
 		return b.reached.Load() && n <= suspectTries
 	}

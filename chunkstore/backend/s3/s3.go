@@ -40,6 +40,8 @@ type Options struct {
 
 	// Getenv looks up the environment's credentials and region; nil: os.Getenv.
 	Getenv func(string) string
+
+	dial dialer // nil: the network's; for tests
 }
 
 // Addressing is where requests name the bucket.
@@ -102,7 +104,7 @@ func open(o Options) (*Backend, error) {
 	if err != nil {
 		return nil, err
 	}
-	transport, err := newTransport(o.CAFile, o.Stall)
+	transport, err := newTransport(o.CAFile, o.Stall, o.dial)
 	if err != nil {
 		return nil, err
 	}

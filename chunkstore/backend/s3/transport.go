@@ -11,8 +11,11 @@ import (
 	"time"
 )
 
+// dialer makes connections.
+type dialer func(ctx context.Context, network, addr string) (net.Conn, error)
+
 // newTransport makes the way to the server. caFile adds certificates to the system's; stall is how long a connection may stand still.
-func newTransport(caFile string, stall time.Duration) (*http.Transport, error) {
+func newTransport(caFile string, stall time.Duration, dial dialer) (*http.Transport, error) {
 	t := &http.Transport{
 		Proxy:                 http.ProxyFromEnvironment,
 		MaxIdleConns:          256,
@@ -25,9 +28,11 @@ func newTransport(caFile string, stall time.Duration) (*http.Transport, error) {
 		ReadBufferSize:        64 << 10,
 		TLSClientConfig:       &tls.Config{MinVersion: tls.VersionTLS12, ClientSessionCache: tls.NewLRUClientSessionCache(8)},
 	}
-	dial := net.Dialer{Timeout: min(stall, 15*time.Second), KeepAlive: 30 * time.Second}
+	if dial == nil {
+		dial = (&net.Dialer{Timeout: min(stall, 15*time.Second), KeepAlive: 30 * time.Second}).DialContext
+	}
 	t.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
-		c, err := dial.DialContext(ctx, network, addr)
+		c, err := dial(ctx, network, addr)
 		if err != nil {
 			return nil, err
 		}
