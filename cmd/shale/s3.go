@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -22,13 +23,17 @@ Credentials come from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
 shared files (~/.aws/credentials), or are those of the machine's role; never from arguments.`
 
 // s3Flags say how S3 servers are reached.
-type s3Flags struct{ endpoint, caFile, addressing string }
+type s3Flags struct {
+	endpoint, caFile, addressing string
+	retryFor                     time.Duration
+}
 
 func (o *s3Flags) register(f *pflag.FlagSet) {
 	f.StringVar(&o.endpoint, "s3-endpoint", "", "S3 server: `HOST[:PORT]`, or a URL; http:// is without TLS (default: $SHALE_S3_ENDPOINT, else AWS)")
 	f.StringVar(&o.caFile, "s3-ca-file", "", "trust the certificates in `FILE` (PEM), too, of the S3 server (default: $SHALE_S3_CA_FILE)")
 	f.StringVar(&o.addressing, "s3-addressing", "",
 		"name the bucket in the `path` of requests, or in the host name: virtual-host (default: $SHALE_S3_ADDRESSING, else path; of AWS virtual-host)")
+	f.DurationVar(&o.retryFor, "s3-retry-for", s3.DefaultRetryFor, "how long a request that keeps failing is tried again; 0: it is not")
 }
 
 // again are the arguments that tell another process of shale the same. The environment tells it the rest.
@@ -42,12 +47,17 @@ func (o *s3Flags) again() (args []string) {
 			args = append(args, "--s3-"+f.name+"="+f.value)
 		}
 	}
-	return args
+	return append(args, "--s3-retry-for="+o.retryFor.String())
 }
 
 // options are what flags and environment say.
 func (o *s3Flags) options() s3.Options {
+	retryFor := o.retryFor
+	if retryFor == 0 {
+		retryFor = -1
+	}
 	return s3.Options{
+		RetryFor:   retryFor,
 		Endpoint:   first(o.endpoint, os.Getenv("SHALE_S3_ENDPOINT"), os.Getenv("AWS_ENDPOINT_URL_S3"), os.Getenv("AWS_ENDPOINT_URL")),
 		CAFile:     first(o.caFile, os.Getenv("SHALE_S3_CA_FILE"), os.Getenv("AWS_CA_BUNDLE")),
 		Addressing: s3.Addressing(first(o.addressing, os.Getenv("SHALE_S3_ADDRESSING"))),

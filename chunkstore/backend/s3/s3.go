@@ -30,7 +30,7 @@ type Options struct {
 	// CAFile has certificates, in PEM form, of authorities to trust beside the system's.
 	CAFile string
 
-	// RetryFor is how long a request may keep failing, from its first failure on; default 5 minutes, negative: not retried.
+	// RetryFor is how long a request may keep failing, from its first failure on; default DefaultRetryFor, negative: not retried.
 	RetryFor time.Duration
 	// Stall is how long a connection may stand still; default 1 minute.
 	Stall time.Duration
@@ -52,8 +52,10 @@ const (
 	AddressVirtualHost Addressing = "virtual-host" // https://bucket.host/key
 )
 
+// DefaultRetryFor is how long a request may keep failing unless the options say otherwise.
+const DefaultRetryFor = 5 * time.Minute
+
 const (
-	defaultRetryFor  = 5 * time.Minute
 	defaultStall     = time.Minute
 	defaultPartBytes = 16 << 20
 	leastPartBytes   = 5 << 20 // S3's own
@@ -153,7 +155,7 @@ func (o *Options) complete() error {
 		}
 	}
 	if o.RetryFor == 0 {
-		o.RetryFor = defaultRetryFor
+		o.RetryFor = DefaultRetryFor
 	}
 	if o.Stall == 0 {
 		o.Stall = defaultStall
