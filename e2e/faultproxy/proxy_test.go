@@ -38,8 +38,8 @@ func echo(t *testing.T) string {
 func talk(t *testing.T, addr string, data []byte) ([]byte, error) {
 	t.Helper()
 	c, err := net.Dial("tcp", addr)
-	if err != nil {
-		t.Fatal(err)
+	if err != nil { // a connection that is refused may break as early as here
+		return nil, err
 	}
 	defer c.Close()
 	go func() {
