@@ -318,6 +318,7 @@ func TestChangeCostsItsPath(t *testing.T) {
 	}
 	defer r2.Close()
 	w2 := newTestWriter(t, r2)
+	segmentsOf(t, r2)
 	be.Reset()
 	base := r2.OpenBlob(first)
 	const at = 77_777
@@ -357,6 +358,7 @@ func TestChangeCostsItsPath(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer r3.Close()
+	segmentsOf(t, r3)
 	be.Reset()
 	var ranges []Range
 	for rg, err := range r3.OpenBlob(second).Diff(ctx, r3.OpenBlob(first)) {

@@ -71,8 +71,11 @@ func (r *Repository) Check(ctx context.Context, o CheckOptions) (*CheckReport, e
 	if err != nil {
 		return nil, err
 	}
+	defer releaseAll(c.segs)
 	return &c.report, nil
 }
+
+// check is Check. The caller releases the segments.
 
 func (r *Repository) check(ctx context.Context, o CheckOptions) (*check, error) {
 	if err := o.Subset.validate(); err != nil {
@@ -87,9 +90,10 @@ func (r *Repository) check(ctx context.Context, o CheckOptions) (*check, error) 
 		return nil, err
 	}
 	err = r.index.refresh(ctx)
+	var segs []*segment
 	var healed int
 	if err == nil {
-		healed, err = r.index.heal(ctx)
+		segs, healed, err = r.index.whole(ctx)
 	}
 	if err != nil {
 		if errors.Is(err, ErrCorrupt) {
@@ -97,7 +101,7 @@ func (r *Repository) check(ctx context.Context, o CheckOptions) (*check, error) 
 		}
 		return nil, err
 	}
-	c := &check{report: CheckReport{Damage: []Damage{}}, r: r, o: o, backupObjects: records, segs: r.index.snapshot(), edges: map[key]struct{}{}}
+	c := &check{report: CheckReport{Damage: []Damage{}}, r: r, o: o, backupObjects: records, segs: segs, edges: map[key]struct{}{}}
 	c.report.Healed = healed
 	return c, c.run(ctx)
 }

@@ -15,6 +15,11 @@ func (c *check) backups(ctx context.Context) error {
 		if err := c.r.index.refresh(ctx); err != nil {
 			return err
 		}
+		segs, _, err := c.r.index.whole(ctx)
+		if err != nil {
+			return err
+		}
+		releaseAll(segs)
 	}
 	if len(c.bad) > 0 || len(c.short) > 0 {
 		return c.walkAll(ctx, true)

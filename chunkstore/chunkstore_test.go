@@ -37,6 +37,17 @@ func openTest(t *testing.T, be backend.Backend, o Options) *Repository {
 	return r
 }
 
+// segmentsOf returns the whole index.
+func segmentsOf(t testing.TB, r *Repository) []*segment {
+	t.Helper()
+	segs, _, err := r.index.whole(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	releaseAll(segs) // the index has them, until it is refreshed
+	return segs
+}
+
 // putImage is storeImage for tests that expect no error.
 func putImage(t *testing.T, r *Repository, w *Writer, img []byte, base *Blob) BlobRef {
 	t.Helper()

@@ -32,7 +32,7 @@ func newRun() (uint64, error) {
 // The merged ones are removed after what replaces them is durable; whoever has listed but not read them lists again. When a prune
 // condemns packs meanwhile, the merge is taken back and left to the next call.
 func (r *Repository) CompactIndex(ctx context.Context) error {
-	if mergeable(r.index.snapshot()) == nil {
+	if !r.index.mergeable() {
 		return nil
 	}
 	if err := r.index.refresh(ctx); err != nil { // the segments may be long gone, and with them the packs that they name
@@ -41,23 +41,47 @@ func (r *Repository) CompactIndex(ctx context.Context) error {
 	return r.index.compact(ctx)
 }
 
+// mergeable reports whether there may be something to merge.
+func (x *index) mergeable() bool {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	if len(x.unread) > 0 {
+		return len(x.segs)+len(x.unread) >= mergeRuns
+	}
+	return mergeable(x.segs) != nil
+}
+
 // compact is CompactIndex for segments that were listed or written just now.
 func (x *index) compact(ctx context.Context) error {
 	x.changing.Lock()
 	defer x.changing.Unlock()
 	for {
-		merge := mergeable(x.snapshot())
-		if merge == nil {
-			return nil
-		}
-		_, err := x.merge(ctx, merge, nil)
-		if errors.Is(err, errTrashChanged) {
+		more, err := x.compactOnce(ctx)
+		if errors.Is(err, errTrashChanged) || errors.Is(err, backend.ErrNotExist) { // another host merges them too
 			return nil
 		}
 		if err != nil {
 			return fmt.Errorf("merge index segments: %w", err)
 		}
+		if !more {
+			return nil
+		}
 	}
+}
+
+// compactOnce merges once, if there is something to merge. The caller holds changing.
+func (x *index) compactOnce(ctx context.Context) (merged bool, err error) {
+	if err := x.openUnread(ctx); err != nil {
+		return false, err
+	}
+	segs := x.snapshot()
+	defer releaseAll(segs)
+	merge := mergeable(segs)
+	if merge == nil {
+		return false, nil
+	}
+	_, err = x.merge(ctx, merge, nil)
+	return true, err
 }
 
 // errTrashChanged: a prune condemned packs while segments were merged.
@@ -89,7 +113,7 @@ func mergeable(segs []*segment) []*segment {
 }
 
 // merge writes one run in place of the given segments, without entries of packs in drop. Where several packs have a record, it
-// keeps the entry of one that is not condemned. The caller holds changing and has refreshed the index. Returns how many segments it
+// keeps the entry of one that is not condemned. The caller holds changing and references to the segments, and has refreshed the index. Returns how many segments it
 // wrote.
 func (x *index) merge(ctx context.Context, in []*segment, drop map[packID]struct{}) (int, error) {
 	trash := x.trashSet()
@@ -100,10 +124,7 @@ func (x *index) merge(ctx context.Context, in []*segment, drop map[packID]struct
 	if err != nil {
 		return 0, err
 	}
-	x.mu.Lock()
-	x.segs = append(slices.DeleteFunc(slices.Clone(x.segs), func(s *segment) bool { return slices.Contains(in, s) }), out...)
-	x.old = append(x.old, in...)
-	x.mu.Unlock()
+	x.replace(in, out)
 	// What was left out because another pack has the record counts on that pack: no prune may have condemned it since. As nothing is
 	// deleted before a grace is over, these calls need only be done in much less than that.
 	same, err := x.sameTrash(ctx, trash)
@@ -126,24 +147,25 @@ func (x *index) mergeRun(ctx context.Context, in []*segment, trash *trashSet, dr
 	if err != nil {
 		return nil, err
 	}
-	for i, s := range in { // a local copy that has gone bad must not get into the repository
-		if in[i], _, err = x.sound(ctx, s); err != nil {
-			return nil, err
-		}
+	if _, err := x.completeAll(ctx, in); err != nil { // a local copy that has gone bad must not get into the repository
+		return nil, err
 	}
+	defer func() {
+		if err != nil {
+			releaseAll(out)
+			out = nil
+		}
+	}()
 	m := newSegmentMerge(in)
 	m.trash, m.drop = trash, drop
 	for {
 		packs, entries, err := m.next(ctx, maxSegment)
-		if err != nil {
-			return nil, err
-		}
-		if len(entries) == 0 {
-			return out, nil
+		if err != nil || len(entries) == 0 {
+			return out, err
 		}
 		seg, _, err := x.put(ctx, encodeSegment(run, packs, entries))
 		if err != nil {
-			return nil, err
+			return out, err
 		}
 		out = append(out, seg)
 	}
@@ -161,16 +183,31 @@ func (x *index) sameTrash(ctx context.Context, trash *trashSet) (bool, error) {
 
 // unmerge takes back what merge wrote.
 func (x *index) unmerge(ctx context.Context, in, out []*segment) error {
-	x.mu.Lock()
-	x.segs = append(slices.DeleteFunc(slices.Clone(x.segs), func(s *segment) bool { return slices.Contains(out, s) }), in...)
-	x.old = append(slices.DeleteFunc(slices.Clone(x.old), func(s *segment) bool { return slices.Contains(in, s) }), out...)
-	x.mu.Unlock()
+	for _, s := range in {
+		s.refs.Add(1)
+	}
+	x.replace(out, in)
 	for _, s := range out {
 		if err := x.r.be.Delete(ctx, s.name); err != nil {
 			return err
 		}
 	}
 	return errTrashChanged
+}
+
+// replace puts segments in the place of others, and takes over the references to the new ones.
+func (x *index) replace(old, with []*segment) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	segs := make([]*segment, 0, len(x.segs)+len(with))
+	for _, s := range x.segs {
+		if slices.Contains(old, s) {
+			_ = s.release() // as in releaseAll
+		} else {
+			segs = append(segs, s)
+		}
+	}
+	x.segs = append(segs, with...)
 }
 
 // segmentMerge is a merge of sorted segments: a heap of cursors by their next key.

@@ -135,8 +135,8 @@ func TestCompactIndexKeepsSegmentsFew(t *testing.T) {
 		}
 		listed := 0
 		err = be.List(t.Context(), prefixIndex, func(backend.Object) error { listed++; return nil })
-		if err != nil || listed != len(r.index.snapshot()) {
-			t.Fatalf("%d segments listed, %d in use; %v", listed, len(r.index.snapshot()), err)
+		if err != nil || listed != len(segmentsOf(t, r)) {
+			t.Fatalf("%d segments listed, %d in use; %v", listed, len(segmentsOf(t, r)), err)
 		}
 		most = max(most, listed)
 	}

@@ -3,6 +3,7 @@ package chunkstore
 import (
 	"errors"
 	"fmt"
+	"strings"
 )
 
 // Errors that callers decide on.
@@ -34,6 +35,10 @@ type CorruptError struct {
 func (e *CorruptError) Error() string {
 	return fmt.Sprintf("%s at byte %d: %v", e.Object, e.Off, e.Err)
 }
+
+// InIndex says that an index segment is damaged: what it indexes may be sound, and Reindex finds it.
+func (e *CorruptError) InIndex() bool { return strings.HasPrefix(e.Object, prefixIndex) }
+
 func (e *CorruptError) Unwrap() []error { return []error{ErrCorrupt, e.Err} }
 
 // NotFoundError names what an index or a listing lacks.

@@ -4,12 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 
 	"github.com/shalebackup/shale/chunkstore/backend"
 )
@@ -20,12 +19,13 @@ type index struct {
 	r     *Repository
 	cache *segmentCache // nil: segments are kept on the heap
 
-	// changing is held, also during I/O, by whoever replaces segments: a refresh, a flush or a merge. It is taken before mu.
+	// changing is held, also during I/O, by whoever replaces segments: a refresh, a flush or a merge. It is taken before opening and mu.
 	changing sync.Mutex
+	opening  sync.Mutex // held, also during I/O, by who opens what is unread
 
-	mu        sync.RWMutex // guards all below
-	segs      []*segment   // those listed at the last refresh, and our own since
-	old       []*segment   // no longer listed, perhaps still in use: their memory stays until close
+	mu        sync.RWMutex     // guards all below
+	segs      []*segment       // of those listed at the last refresh, and our own since, what is open
+	unread    []backend.Object // the rest of those listed: nobody has looked anything up since
 	pending   map[key]indexEntry
 	packs     []packRef // of pending
 	begun     uint64    // refreshes begun
@@ -38,7 +38,7 @@ func newIndex(r *Repository) (*index, error) {
 	x := &index{r: r, pending: map[key]indexEntry{}, trash: newTrashSet(nil, nil), trashRead: r.bootTime()}
 	if r.opts.CacheDir != "" {
 		var err error
-		if x.cache, err = openSegmentCache(r.opts.CacheDir, r.cfg.ID); err != nil {
+		if x.cache, err = openSegmentCache(r.opts.CacheDir, r.cfg.ID, r.sealer); err != nil {
 			return nil, err
 		}
 	}
@@ -49,43 +49,49 @@ func (x *index) close() error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	var errs []error
-	for _, s := range slices.Concat(x.segs, x.old) {
-		errs = append(errs, unmapSegment(s))
+	for _, s := range x.segs {
+		errs = append(errs, s.release())
 	}
-	x.segs, x.old, x.pending = nil, nil, nil
+	x.segs, x.unread, x.pending = nil, nil, nil
 	return errors.Join(errs...)
 }
 
-// lookup finds a record, in a condemned pack only when no other has it. A damaged local entry counts as missing: a writer then
-// stores the chunk again, a reader refreshes.
+// lookup finds a record as far as what is at hand tells; resolve fetches what it takes. A record is found in a condemned pack only
+// when no other has it.
 func (x *index) lookup(k *key) (location, bool) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	l, found, _ := x.find(k)
+	l, found, _ := x.find(k, nil)
 	return l, found
 }
 
-// has reports whether a writer may rely on the record: some pack has it that is not condemned.
-func (x *index) has(k *key) bool {
+// hasLocal is has, as far as what is at hand tells; sure is false when the answer is no and more could be fetched.
+func (x *index) hasLocal(k *key) (known, sure bool) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	if len(x.trash.packs) > 0 {
-		_, found, condemned := x.find(k)
-		return found && !condemned
+		var w wanted
+		_, found, condemned := x.find(k, &w)
+		known = found && !condemned
+		return known, known || len(w) == 0 && len(x.unread) == 0
 	}
 	if _, ok := x.pending[*k]; ok {
-		return true
+		return true, true
 	}
+	sure = len(x.unread) == 0
 	for _, s := range x.segs {
-		if _, ok := s.find(k); ok {
-			return true
+		_, ok, missing := s.probe(k)
+		if ok {
+			return true, true
 		}
+		sure = sure && missing < 0
 	}
-	return false
+	return false, sure
 }
 
-// find is lookup; condemned says that only condemned packs have the record. The caller holds mu.
-func (x *index) find(k *key) (l location, found, condemned bool) {
+// find is lookup; condemned says that only condemned packs have the record. It adds to w, unless that is nil, which frames could tell
+// more. The caller holds mu.
+func (x *index) find(k *key, w *wanted) (l location, found, condemned bool) {
 	if e, ok := x.pending[*k]; ok {
 		l = location{pack: x.packs[e.pack], off: e.off, stored: e.stored, raw: e.raw, codec: e.codec}
 		if !x.trash.condemned(l.pack.id) {
@@ -94,8 +100,15 @@ func (x *index) find(k *key) (l location, found, condemned bool) {
 		found = true
 	}
 	for _, s := range x.segs {
-		i, ok := s.find(k)
+		i, ok, missing := s.probe(k)
+		if missing >= 0 {
+			w.add(s, missing, false)
+		}
 		if !ok {
+			continue
+		}
+		if missing := s.missingPack(i); missing >= 0 {
+			w.add(s, missing, true)
 			continue
 		}
 		here, err := s.locationAt(i)
@@ -109,10 +122,15 @@ func (x *index) find(k *key) (l location, found, condemned bool) {
 	return l, found, found
 }
 
-// places returns every place of a record, those in condemned packs last.
+// places returns every place of a record, as far as what is at hand tells, those in condemned packs last.
 func (x *index) places(k *key) []location {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
+	return x.findAll(k, nil)
+}
+
+// findAll is places. It adds to w, unless that is nil, which frames could tell more. The caller holds mu.
+func (x *index) findAll(k *key, w *wanted) []location {
 	var good, condemned []location
 	add := func(l location) {
 		switch {
@@ -127,7 +145,13 @@ func (x *index) places(k *key) []location {
 		add(location{pack: x.packs[e.pack], off: e.off, stored: e.stored, raw: e.raw, codec: e.codec})
 	}
 	for _, s := range x.segs {
-		if i, ok := s.find(k); ok {
+		i, ok, missing := s.probe(k)
+		if ok {
+			missing = s.missingPack(i)
+		}
+		if missing >= 0 {
+			w.add(s, missing, ok)
+		} else if ok {
 			if l, err := s.locationAt(i); err == nil {
 				add(l)
 			}
@@ -200,14 +224,14 @@ func (x *index) put(ctx context.Context, data []byte) (*segment, int64, error) {
 	if err := x.r.be.Put(ctx, name, pack); err != nil {
 		return nil, 0, fmt.Errorf("write index segment: %w", err)
 	}
-	seg, err := x.keep(name, data)
+	seg, err := x.keep(name, pack, data)
 	return seg, int64(len(pack)), err
 }
 
-// keep opens data, a whole valid segment, through the cache where there is one.
-func (x *index) keep(name string, data []byte) (*segment, error) {
+// keep opens data, a whole valid segment, through the cache where there is one. pack is its object.
+func (x *index) keep(name string, pack, data []byte) (*segment, error) {
 	if x.cache != nil {
-		if seg, err := x.cache.store(name, data); err == nil {
+		if seg, err := x.cache.store(name, pack, data); err == nil {
 			return seg, nil
 		} // a full cache disk costs memory, not the backup
 	}
@@ -258,126 +282,75 @@ func (x *index) refreshOnce(ctx context.Context) error {
 	if _, err := x.refreshTrash(ctx); err != nil {
 		return err
 	}
-	var names []string
+	var objects []backend.Object
+	listed := map[string]struct{}{}
 	err := x.r.be.List(ctx, prefixIndex, func(o backend.Object) error {
-		names = append(names, o.Name)
+		objects = append(objects, o)
+		listed[o.Name] = struct{}{}
 		return nil
 	})
 	if err != nil {
 		return fmt.Errorf("list the index: %w", err)
 	}
-	have := map[string]*segment{}
-	x.mu.RLock()
-	for _, s := range x.segs {
-		have[s.name] = s
-	}
-	x.mu.RUnlock()
-
-	segs := make([]*segment, len(names))
-	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(x.r.opts.Parallel)
-	for i, name := range names {
-		if segs[i] = have[name]; segs[i] != nil {
-			delete(have, name)
-			continue
-		}
-		g.Go(func() (err error) {
-			segs[i], err = x.fetch(gctx, name)
-			return err
-		})
-	}
-	if err := g.Wait(); err != nil {
-		for i, s := range segs {
-			if s != nil && have[names[i]] == nil && !x.uses(s) {
-				_ = unmapSegment(s)
-			}
-		}
-		return err
-	}
+	cached := x.openCached(objects)
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	for _, s := range have {
-		x.old = append(x.old, s)
+	have := byName(x.segs)
+	x.segs, x.unread = make([]*segment, 0, len(objects)), nil
+	for _, o := range objects {
+		from := have
+		if from[o.Name] == nil {
+			from = cached
+		}
+		if s := from[o.Name]; s != nil {
+			x.segs = append(x.segs, s)
+			delete(from, o.Name)
+		} else {
+			x.unread = append(x.unread, o)
+		}
 	}
-	x.segs = segs
+	releaseAll(slices.Collect(maps.Values(have)))
+	releaseAll(slices.Collect(maps.Values(cached)))
 	if x.cache != nil {
-		x.cache.retain(names)
+		x.cache.retain(listed)
 	}
 	return nil
 }
 
-func (x *index) uses(s *segment) bool {
+// openCached opens those of the objects that are not open and are in the cache.
+func (x *index) openCached(objects []backend.Object) map[string]*segment {
+	if x.cache == nil {
+		return nil
+	}
 	x.mu.RLock()
-	defer x.mu.RUnlock()
-	return slices.Contains(x.segs, s)
-}
-
-// fetch opens a segment from the cache or else from the backend.
-func (x *index) fetch(ctx context.Context, name string) (*segment, error) {
-	if x.cache != nil {
-		if seg, err := x.cache.open(name); err == nil {
-			return seg, nil
+	open := byName(x.segs)
+	x.mu.RUnlock()
+	cached := map[string]*segment{}
+	for _, o := range objects {
+		if open[o.Name] == nil {
+			if s, err := x.cache.open(o.Name); err == nil {
+				cached[o.Name] = s
+			}
 		}
 	}
-	data, err := x.r.readObject(ctx, name, kindIndex)
-	if err != nil {
-		return nil, fmt.Errorf("read index segment: %w", err)
-	}
-	seg, err := openSegment(name, data)
-	if err == nil {
-		err = verifySegment(seg)
-	}
-	if err != nil {
-		return nil, &CorruptError{Object: name, Err: err}
-	}
-	return x.keep(name, data)
+	return cached
 }
 
-// sound returns s, or what the backend has where the local copy has gone bad. The caller holds changing.
-func (x *index) sound(ctx context.Context, s *segment) (_ *segment, healed bool, err error) {
-	if verifySegment(s) == nil {
-		return s, false, nil
+func byName(segs []*segment) map[string]*segment {
+	m := make(map[string]*segment, len(segs))
+	for _, s := range segs {
+		m[s.name] = s
 	}
-	if x.cache != nil {
-		x.cache.remove(s.name)
-	}
-	fresh, err := x.fetch(ctx, s.name)
-	if err != nil {
-		return nil, false, err
-	}
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	x.segs = slices.Clone(x.segs)
-	if i := slices.Index(x.segs, s); i >= 0 {
-		x.segs[i] = fresh
-		x.old = append(x.old, s)
-	}
-	return fresh, true, nil
+	return m
 }
 
-// heal replaces local copies of segments that have gone bad, and returns their number.
-func (x *index) heal(ctx context.Context) (healed int, err error) {
-	x.changing.Lock()
-	defer x.changing.Unlock()
-	for _, s := range x.snapshot() {
-		if err := ctx.Err(); err != nil {
-			return healed, err
-		}
-		_, bad, err := x.sound(ctx, s)
-		if err != nil {
-			return healed, err
-		}
-		if bad {
-			healed++
-		}
-	}
-	return healed, nil
-}
-
-// snapshot returns the current segments, for walks over all entries. They stay valid until close.
+// snapshot returns the segments that are open, for walks over all of them. The caller releases them.
 func (x *index) snapshot() []*segment {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
+	for _, s := range x.segs {
+		s.refs.Add(1)
+	}
 	return slices.Clone(x.segs)
 }
 

@@ -110,9 +110,6 @@ func TestOpenPassesOnErrors(t *testing.T) {
 	putFlushed(t, r, [][]byte{[]byte("a"), []byte("b")})
 	for _, f := range []backendtest.Fault{
 		{Method: backendtest.List, Prefix: prefixIndex},
-		{Method: backendtest.Stat, Prefix: prefixIndex},
-		{Method: backendtest.Stat, Prefix: prefixIndex, N: 2},
-		{Method: backendtest.ReadAt, Prefix: prefixIndex},
 		{Method: backendtest.Stat, Prefix: objectConfig},
 		{Method: backendtest.ReadAt, Prefix: objectConfig},
 	} {
@@ -120,9 +117,35 @@ func TestOpenPassesOnErrors(t *testing.T) {
 			t.Errorf("%v of %q fails: %v", f.Method, f.Prefix, err)
 		}
 	}
+}
+
+// TestLookupsPassOnErrors: segments that cannot be read fail what needs them, and only that.
+func TestLookupsPassOnErrors(t *testing.T) {
+	be := mem.New()
+	r := openTest(t, be, Options{})
+	putFlushed(t, r, [][]byte{[]byte("a"), []byte("b")})
+	read := func(f backendtest.Fault, chunk string) error {
+		r, err := Open(t.Context(), backendtest.NewFaulty(t, be, f), Options{CacheDir: t.TempDir()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		_, err = r.ReadChunk(t.Context(), r.ChunkID([]byte(chunk)), nil)
+		return err
+	}
+	for n := 1; n <= 2; n++ {
+		err := errors.Join(read(backendtest.Fault{Method: backendtest.ReadAt, Prefix: prefixIndex, N: n}, "a"),
+			read(backendtest.Fault{Method: backendtest.ReadAt, Prefix: prefixIndex, N: n}, "b"))
+		if err != nil && !errors.Is(err, backendtest.ErrInjected) {
+			t.Errorf("read %d of the index fails: %v", n, err)
+		}
+		if err := read(backendtest.Fault{Method: backendtest.ReadAt, Prefix: prefixIndex, N: n}, "c"); !errors.Is(err, backendtest.ErrInjected) {
+			t.Errorf("read %d of the index fails: %v", n, err)
+		}
+	}
 	// A segment that stays away though it is listed is no endless loop.
-	gone := backendtest.NewFaulty(t, be, backendtest.Fault{Method: backendtest.Stat, Prefix: prefixIndex, Times: -1, Err: backend.ErrNotExist})
-	if _, err := Open(t.Context(), gone, Options{}); !errors.Is(err, backend.ErrNotExist) {
+	gone := backendtest.Fault{Method: backendtest.ReadAt, Prefix: prefixIndex, Times: -1, Err: backend.ErrNotExist}
+	if err := read(gone, "a"); !errors.Is(err, backend.ErrNotExist) {
 		t.Errorf("listed and not there: %v", err)
 	}
 }
@@ -150,8 +173,8 @@ func TestCacheSavesReading(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer r.Close()
-		if len(r.index.snapshot()) != 7 {
-			t.Errorf("%d segments", len(r.index.snapshot()))
+		if len(segmentsOf(t, r)) != 7 {
+			t.Errorf("%d segments", len(segmentsOf(t, r)))
 		}
 		return be.Calls(backendtest.ReadAt) - 1 // the configuration
 	}
@@ -186,8 +209,8 @@ func TestCacheSavesReading(t *testing.T) {
 	if err := r.Refresh(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if paths := cachedSegments(t, cache, r); len(paths) != 1+len(r.index.snapshot()) { // and README
-		t.Errorf("%d files for %d segments", len(paths), len(r.index.snapshot()))
+	if paths := cachedSegments(t, cache, r); len(paths) != 1+len(segmentsOf(t, r)) { // and README
+		t.Errorf("%d files for %d segments", len(paths), len(segmentsOf(t, r)))
 	}
 }
 
@@ -200,7 +223,7 @@ func TestCacheOnAFullDisk(t *testing.T) {
 	}
 	putFlushed(t, r, [][]byte{[]byte("kept in memory")})
 	mustReadChunks(t, be, [][]byte{[]byte("kept in memory")})
-	if s := r.index.snapshot(); len(s) != 1 || s[0].mapped {
+	if s := segmentsOf(t, r); len(s) != 1 || s[0].mapping != nil {
 		t.Errorf("segments: %+v", s)
 	}
 	blocked := filepath.Join(t.TempDir(), "file")

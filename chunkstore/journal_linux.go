@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 
@@ -175,7 +174,11 @@ func (w *Writer) adopt(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("take over the interrupted backup's packs: %w", err)
 		}
-		if !slices.ContainsFunc(t.entries, func(e tableEntry) bool { k := e.id.key(); return !w.r.index.has(&k) }) {
+		known, err := w.hasAll(ctx, t.entries)
+		if err != nil {
+			return err
+		}
+		if known {
 			continue // the Writer died between its index segment and the end of its journal
 		}
 		if err := w.journal.add(object); err != nil {
@@ -189,4 +192,15 @@ func (w *Writer) adopt(ctx context.Context) error {
 		w.stats.adopted.Add(1)
 	}
 	return nil
+}
+
+// hasAll reports whether the index has all these records.
+func (w *Writer) hasAll(ctx context.Context, entries []tableEntry) (bool, error) {
+	for i := range entries {
+		k := entries[i].id.key()
+		if known, err := w.r.index.has(ctx, &k); err != nil || !known {
+			return false, err
+		}
+	}
+	return true, nil
 }

@@ -4,10 +4,27 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
+	"slices"
 )
 
-// frameLen is how much of an object's plain bytes goes in one record.
+// frameLen is how much of an object's plain bytes goes in one record; an index segment says itself where it is cut.
 const frameLen = 1 << 20
+
+// cutFrames cuts an object's plain bytes.
+func cutFrames(kind packKind, data []byte) iter.Seq[[]byte] {
+	h, err := decodeSegmentHead(data)
+	if kind != kindIndex || err != nil || h.size() != len(data) {
+		return slices.Chunk(data, frameLen)
+	}
+	return func(yield func([]byte) bool) {
+		for i := range h.frames() {
+			if from, to := h.frame(i); !yield(data[from:to]) {
+				return
+			}
+		}
+	}
+}
 
 // buildObject makes the pack that holds data, cut in frames: an index segment, a backup record, a volume's name, a trash list.
 func (r *Repository) buildObject(kind packKind, data []byte) (packID, []byte, error) {
@@ -20,9 +37,7 @@ func (r *Repository) buildObject(kind packKind, data []byte) (packID, []byte, er
 		return packID{}, nil, err
 	}
 	var scratch []byte
-	for len(data) > 0 {
-		frame := data[:min(frameLen, len(data))]
-		data = data[len(frame):]
+	for frame := range cutFrames(kind, data) {
 		var id ID
 		r.nodeIDs.id(&id, frame)
 		payload, codec := compress(enc, scratch, frame)
@@ -41,6 +56,11 @@ func (r *Repository) readObject(ctx context.Context, name string, kind packKind)
 	if err != nil {
 		return nil, err
 	}
+	return r.decodeObject(name, kind, b)
+}
+
+// decodeObject is readObject for an object whose bytes are at hand.
+func (r *Repository) decodeObject(name string, kind packKind, b []byte) ([]byte, error) {
 	t, err := decodePackTail(r.sealer, b[:min(len(b), packHeaderLen)], b, uint64(len(b)))
 	if err != nil {
 		return nil, &CorruptError{Object: name, Err: err}
@@ -58,16 +78,25 @@ func (r *Repository) readObject(ctx context.Context, name string, kind packKind)
 	var out, plain []byte
 	for i := range t.entries {
 		e := &t.entries[i]
-		if plain, err = r.decodeRecord(plain, b[e.off:e.off+e.stored], bx, e); err != nil {
+		if plain, err = r.decodeFrame(plain, b[e.off:e.off+e.stored], bx, e); err != nil {
 			return nil, &CorruptError{Object: name, Off: int64(e.off), Err: err}
-		}
-		var id ID
-		if r.nodeIDs.id(&id, plain); id != e.id {
-			return nil, &CorruptError{Object: name, Off: int64(e.off), Err: errContent}
 		}
 		out = append(out, plain...)
 	}
 	return out, nil
+}
+
+// decodeFrame is decodeRecord for a frame, which is checked against its whole ID.
+func (r *Repository) decodeFrame(dst, rec []byte, bx box, e *tableEntry) ([]byte, error) {
+	plain, err := r.decodeRecord(dst, rec, bx, e)
+	if err != nil {
+		return plain, err
+	}
+	var id ID
+	if r.nodeIDs.id(&id, plain); id != e.id {
+		return plain, errContent
+	}
+	return plain, nil
 }
 
 // readAll reads a whole object of at most maxPackLen.

@@ -69,6 +69,7 @@ func (r *Repository) Prune(ctx context.Context, o PruneOptions) (_ *PruneReport,
 	}
 	p := &prune{r: r, o: o, now: time.Now()}
 	p.report.DryRun, p.report.Damage = o.DryRun, []Damage{}
+	defer func() { releaseAll(p.segs) }()
 	if !o.DryRun {
 		lock, err := r.lockPrune(ctx, o.BreakLock)
 		if err != nil {

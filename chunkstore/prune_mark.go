@@ -24,13 +24,12 @@ func (p *prune) look(ctx context.Context) error {
 	if err := p.r.index.refresh(ctx); err != nil {
 		return err
 	}
-	if _, err := p.r.index.heal(ctx); err != nil {
+	if p.segs, _, err = p.r.index.whole(ctx); err != nil {
 		return err
 	}
 	if p.trash = p.r.index.trashSet(); p.trash.err != nil {
 		return p.trash.err
 	}
-	p.segs = p.r.index.snapshot()
 	p.packs = map[packID]*prunedPack{}
 	err = p.r.be.List(ctx, prefixPacks, func(o backend.Object) error {
 		if id, kind, ok := parsePackObject(o.Name); ok {

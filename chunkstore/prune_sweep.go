@@ -40,11 +40,16 @@ func (p *prune) forget(ctx context.Context, due map[packID]struct{}) (bool, erro
 	if err := x.refresh(ctx); err != nil { // to the trash list of our own
 		return false, err
 	}
+	segs, _, err := x.whole(ctx)
+	if err != nil {
+		return false, err
+	}
+	defer releaseAll(segs)
 	x.changing.Lock()
 	defer x.changing.Unlock()
 	drop := map[packID]struct{}{}
 	var in []*segment
-	for _, s := range x.snapshot() {
+	for _, s := range segs {
 		names := false
 		for i := range s.packs {
 			id := s.pack(i).id
@@ -96,7 +101,12 @@ func (p *prune) remove(ctx context.Context, due map[packID]struct{}) error {
 // expire removes trash lists that are old enough for nobody to write entries of their packs any more, when none of their packs is left.
 func (p *prune) expire(ctx context.Context, due map[packID]struct{}) error {
 	named := map[packID]bool{}
-	for _, s := range p.r.index.snapshot() {
+	segs, _, err := p.r.index.whole(ctx)
+	if err != nil {
+		return err
+	}
+	defer releaseAll(segs)
+	for _, s := range segs {
 		for i := range s.packs {
 			named[s.pack(i).id] = true
 		}

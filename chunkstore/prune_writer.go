@@ -216,7 +216,7 @@ func (s *saver) record(ctx context.Context, to *packStream, id *ID) error {
 	w := s.w
 	w.adding.RLock()
 	defer w.adding.RUnlock()
-	fresh, err := w.claim(id)
+	fresh, err := w.claim(ctx, id)
 	if err != nil || !fresh {
 		return err
 	}
@@ -230,11 +230,14 @@ func (s *saver) record(ctx context.Context, to *packStream, id *ID) error {
 // copyRecord copies a record from wherever it is, as it is.
 func (w *Writer) copyRecord(ctx context.Context, to *packStream, id *ID) error {
 	k := id.key()
-	l, ok := w.r.index.lookup(&k)
+	l, ok, err := w.r.resolve(ctx, &k)
+	if err != nil {
+		return err
+	}
 	if !ok {
 		return fmt.Errorf("%v: %w", id, ErrPruned)
 	}
-	err := w.copyRecordAt(ctx, to, id, l)
+	err = w.copyRecordAt(ctx, to, id, l)
 	if errors.Is(err, ErrCorrupt) {
 		err = w.r.readElsewhere(ctx, id, l, err, func(l location) error { return w.copyRecordAt(ctx, to, id, l) })
 	}

@@ -31,16 +31,25 @@ func (r *Repository) ReadChunk(ctx context.Context, id ID, dst []byte) (out []by
 func (r *Repository) locate(ctx context.Context, what string, id *ID) (location, error) {
 	k := id.key()
 	seen := r.index.refreshes()
-	if l, ok := r.index.lookup(&k); ok {
-		return l, nil
+	l, ok, err := r.resolve(ctx, &k)
+	if !ok && err == nil {
+		if err = r.index.refreshAfter(ctx, seen); err == nil {
+			l, ok, err = r.resolve(ctx, &k)
+		}
 	}
-	if err := r.index.refreshAfter(ctx, seen); err != nil {
-		return location{}, err
+	if !ok && err == nil {
+		err = &NotFoundError{What: what, Name: id.String()}
 	}
-	if l, ok := r.index.lookup(&k); ok {
-		return l, nil
+	return l, err
+}
+
+// resolve is the index's, for a reader: a condemned place will do.
+func (r *Repository) resolve(ctx context.Context, k *key) (location, bool, error) {
+	l, found, _, err := r.index.resolve(ctx, k, readerFetchesAll)
+	if found {
+		err = nil
 	}
-	return location{}, &NotFoundError{What: what, Name: id.String()}
+	return l, found, err
 }
 
 // readRecordAt reads, verifies and decompresses the record in one place.

@@ -35,7 +35,7 @@ func (r *Repository) readElsewhere(ctx context.Context, id *ID, l location, err 
 	seen := r.index.refreshes()
 	tried := []location{l}
 	for again := false; ; again = true {
-		for _, other := range r.index.places(&k) {
+		for _, other := range r.index.resolveAll(ctx, &k) {
 			if slices.ContainsFunc(tried, other.same) {
 				continue
 			}

@@ -108,7 +108,7 @@ func TestReadsAnotherCopy(t *testing.T) {
 			if err := readEveryWay(t, r, b); err != nil {
 				t.Errorf("%s %s: %v", what, object, err)
 			}
-			if first := r.index.snapshot()[0].pack(0).id.String(); strings.HasSuffix(object, first) && what == "rotten" && told.Load() == 0 {
+			if first := segmentsOf(t, r)[0].pack(0).id.String(); strings.HasSuffix(object, first) && what == "rotten" && told.Load() == 0 {
 				t.Errorf("%s %s: nobody was told", what, object)
 			}
 			rep, err := r.Check(t.Context(), CheckOptions{Level: CheckData})
@@ -192,7 +192,7 @@ func TestLostPackIsListedOnce(t *testing.T) {
 	r.bootTime = func() time.Duration { return now }
 	lost := lossOf(t, r, all[0])
 	packs := map[packID]bool{}
-	for _, s := range r.index.snapshot() {
+	for _, s := range segmentsOf(t, r) {
 		for i := range s.packs {
 			packs[s.pack(i).id] = true
 		}

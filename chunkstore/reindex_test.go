@@ -47,7 +47,7 @@ func TestReindexFromPacksAlone(t *testing.T) {
 		if err != nil || len(rep.Damage) > 0 || rep.Segments != 1 || rep.Packs != calls || last != 0 || name != "lost" && rep.Removed != segments {
 			t.Fatalf("%s: %+v, %v; %d calls of progress", name, rep, err, calls)
 		}
-		if s := r.index.snapshot(); len(s) != 1 || int64(s[0].count) != rep.Chunks {
+		if s := segmentsOf(t, r); len(s) != 1 || int64(s[0].count) != rep.Chunks {
 			t.Errorf("%s: %d segments", name, len(s))
 		}
 		if err := r.Close(); err != nil {

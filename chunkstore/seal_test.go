@@ -107,8 +107,13 @@ func TestSealedRepository(t *testing.T) {
 		}
 		salts[string(h.salt[:])] = true
 	}
-	if _, err := Open(t.Context(), be, Options{}); !errors.Is(err, ErrCorrupt) {
-		t.Errorf("opened as a plain repository: %v", err)
+	plain, err := Open(t.Context(), be, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer plain.Close()
+	if _, err := plain.Check(t.Context(), CheckOptions{}); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("read as a plain repository: %v", err)
 	}
 }
 

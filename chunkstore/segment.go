@@ -5,23 +5,32 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"math/bits"
 	"slices"
-
-	"github.com/cespare/xxhash/v2"
 )
 
-// Index segment: an immutable sorted part of the index. In the backend it is a pack of kind index whose records, put together,
-// are these bytes; in the local cache it is a file of them.
+// Index segment: an immutable sorted part of the index. In the backend it is a pack of kind index, in the local cache a file
+// (cache_linux.go). Its plain bytes are cut in frames, each a record of the pack, so that an entry can be looked up by reading one
+// frame of entries and one of packs:
+//
+//	frame 0                 header, fence
+//	then                    packs, 64 bytes each, 1024 a frame
+//	then                    entries, 32 bytes each, strictly ascending by their first 16 bytes, 2048 a frame
+//
+// Header:
 //
 //	off len field
 //	  0   8 magic   "SHINDEX1"
 //	  8   4 packs   their number
 //	 12   4 entries their number
 //	 16   8 run     random; the segments of one run, made by one merge, hold separate ranges of keys
-//	 24     packs   64 bytes each: ID (32), salt (16), kind (1), zero (7), length of the pack in bytes (8)
-//	        entries 32 bytes each, strictly ascending by their first 16 bytes
-//	        sum     8 bytes: xxHash64 of all before
+//	 24   4 nodes   entries that are in tree packs
+//	 28   4 zero
+//	 32   8 plain   bytes: raw lengths of the entries in data packs, summed
+//	 40  16 last    key of the last entry; zero when there is none
+//	 56   8 zero
+//	 64     fence   16 bytes for each frame of entries: the key of its first
+//
+// Pack: ID (32), salt (16), kind (1), zero (7), length of the pack in bytes (8).
 //
 // Entry:
 //
@@ -35,10 +44,14 @@ import (
 //	 31   1 zero
 const (
 	segmentMagic     = "SHINDEX1"
-	segmentHeaderLen = 24
+	segmentHeaderLen = 64
 	segmentPackLen   = 64
 	segmentEntryLen  = 32
-	segmentSumLen    = 8
+	segmentFrameLen  = 64 << 10
+	keyLen           = len(key{})
+
+	framePacks   = segmentFrameLen / segmentPackLen
+	frameEntries = segmentFrameLen / segmentEntryLen
 )
 
 // packRef is a pack as a segment knows it.
@@ -74,13 +87,97 @@ func sortEntries(entries []indexEntry) []indexEntry {
 	return slices.CompactFunc(entries, func(a, b indexEntry) bool { return a.key == b.key })
 }
 
+// segmentHead is what a segment's first frame says, but for the fence.
+type segmentHead struct {
+	packs, count int
+	run          uint64
+	nodes        int
+	plain        int64
+	last         key
+}
+
+func (h *segmentHead) packFrames() int  { return (h.packs + framePacks - 1) / framePacks }
+func (h *segmentHead) entryFrames() int { return (h.count + frameEntries - 1) / frameEntries }
+func (h *segmentHead) frames() int      { return 1 + h.packFrames() + h.entryFrames() }
+func (h *segmentHead) packsAt() int     { return segmentHeaderLen + h.entryFrames()*keyLen }
+func (h *segmentHead) entriesAt() int   { return h.packsAt() + h.packs*segmentPackLen }
+func (h *segmentHead) size() int        { return h.entriesAt() + h.count*segmentEntryLen }
+
+// packFrame and entryFrame say in which frame pack or entry i is.
+func (h *segmentHead) packFrame(i int) int  { return 1 + i/framePacks }
+func (h *segmentHead) entryFrame(i int) int { return 1 + h.packFrames() + i/frameEntries }
+
+// frame says where frame i lies in the plain bytes.
+func (h *segmentHead) frame(i int) (from, to int) {
+	if i == 0 {
+		return 0, h.packsAt()
+	}
+	i--
+	if n := h.packFrames(); i >= n {
+		from = h.entriesAt() + (i-n)*segmentFrameLen
+		return from, min(from+segmentFrameLen, h.size())
+	}
+	from = h.packsAt() + i*segmentFrameLen
+	return from, min(from+segmentFrameLen, h.entriesAt())
+}
+
+// decodeSegmentHead decodes the header; b is the first frame or more.
+func decodeSegmentHead(b []byte) (h segmentHead, err error) {
+	if len(b) < segmentHeaderLen || string(b[:7]) != segmentMagic[:7] {
+		return h, errors.New("not an index segment")
+	}
+	if string(b[:8]) != segmentMagic || !isZero(b[28:32]) || !isZero(b[56:64]) {
+		return h, fmt.Errorf("%w: index segment %q with flags %x %x", ErrUnsupported, b[:8], b[28:32], b[56:64])
+	}
+	h.packs = int(binary.LittleEndian.Uint32(b[8:]))
+	h.count = int(binary.LittleEndian.Uint32(b[12:]))
+	h.run = binary.LittleEndian.Uint64(b[16:])
+	h.nodes = int(binary.LittleEndian.Uint32(b[24:]))
+	h.plain = int64(binary.LittleEndian.Uint64(b[32:]))
+	h.last = key(b[40:])
+	if len(b) < h.packsAt() {
+		return h, fmt.Errorf("first frame of a segment of %d entries has %d bytes, not %d", h.count, len(b), h.packsAt())
+	}
+	return h, nil
+}
+
+// checkTable checks that the frames in the object's table are those that the header asks for.
+func (h *segmentHead) checkTable(t *packTable) error {
+	if len(t.entries) != h.frames() {
+		return fmt.Errorf("segment of %d packs and %d entries has %d frames, not %d", h.packs, h.count, len(t.entries), h.frames())
+	}
+	for i := range t.entries {
+		if from, to := h.frame(i); int(t.entries[i].raw) != to-from {
+			return fmt.Errorf("frame %d of a segment has %d bytes, not %d", i, t.entries[i].raw, to-from)
+		}
+	}
+	return nil
+}
+
 // encodeSegment encodes entries, which are strictly ascending by key.
 func encodeSegment(run uint64, packs []packRef, entries []indexEntry) []byte {
-	b := make([]byte, 0, segmentHeaderLen+len(packs)*segmentPackLen+len(entries)*segmentEntryLen+segmentSumLen)
+	h := segmentHead{packs: len(packs), count: len(entries), run: run}
+	for i := range entries {
+		if e := &entries[i]; packs[e.pack].kind == kindTree {
+			h.nodes++
+		} else {
+			h.plain += int64(e.raw)
+		}
+		h.last = entries[i].key
+	}
+	b := make([]byte, 0, h.size())
 	b = append(b, segmentMagic...)
-	b = binary.LittleEndian.AppendUint32(b, uint32(len(packs)))
-	b = binary.LittleEndian.AppendUint32(b, uint32(len(entries)))
+	b = binary.LittleEndian.AppendUint32(b, uint32(h.packs))
+	b = binary.LittleEndian.AppendUint32(b, uint32(h.count))
 	b = binary.LittleEndian.AppendUint64(b, run)
+	b = binary.LittleEndian.AppendUint32(b, uint32(h.nodes))
+	b = append(b, 0, 0, 0, 0)
+	b = binary.LittleEndian.AppendUint64(b, uint64(h.plain))
+	b = append(b, h.last[:]...)
+	b = append(b, 0, 0, 0, 0, 0, 0, 0, 0)
+	for i := 0; i < len(entries); i += frameEntries {
+		b = append(b, entries[i].key[:]...)
+	}
 	for i := range packs {
 		p := &packs[i]
 		b = append(b, p.id[:]...)
@@ -96,75 +193,142 @@ func encodeSegment(run uint64, packs []packRef, entries []indexEntry) []byte {
 		b = append(b, byte(e.stored), byte(e.stored>>8), byte(e.stored>>16))
 		b = append(b, byte(e.raw), byte(e.raw>>8), byte(e.raw>>16), byte(e.codec), 0)
 	}
-	return binary.LittleEndian.AppendUint64(b, xxhash.Sum64(b))
+	return b
 }
 
-// segment is a decoded segment over bytes that it does not copy. Immutable.
+// segment is a segment over bytes that it does not copy. They do not change, but that frames may be missing yet
+// (segment_frames.go): what looks at packs and entries says whether they must be there.
 type segment struct {
+	segmentHead
 	name    string // of its object; empty while it has none
-	data    []byte
-	run     uint64
-	packs   int
-	count   int
-	entries []byte
-	lo, hi  uint64 // first 8 bytes of the first and the last key
-	mapped  bool   // data is a mapping that must be undone
+	data    []byte // the plain bytes
+	fence   []byte // keys
+	entries []byte // part of data
+	frameState
 }
 
-// openSegment checks what is cheap: lengths and counts. Entries are bounds-checked when they are looked at.
+// openSegment opens the whole plain bytes of a segment. It checks what is cheap: lengths and counts. Entries are bounds-checked when
+// they are looked at.
 func openSegment(name string, data []byte) (*segment, error) {
-	if len(data) < segmentHeaderLen+segmentSumLen || string(data[:7]) != segmentMagic[:7] {
-		return nil, errors.New("not an index segment")
+	h, err := decodeSegmentHead(data)
+	if err != nil {
+		return nil, err
 	}
-	if string(data[:8]) != segmentMagic {
-		return nil, fmt.Errorf("%w: index segment %q", ErrUnsupported, data[:8])
+	if h.size() != len(data) {
+		return nil, fmt.Errorf("segment of %d packs and %d entries has %d bytes, not %d", h.packs, h.count, len(data), h.size())
 	}
-	s := &segment{name: name, data: data}
-	s.packs = int(binary.LittleEndian.Uint32(data[8:]))
-	s.count = int(binary.LittleEndian.Uint32(data[12:]))
-	at := segmentHeaderLen + s.packs*segmentPackLen
-	if want := at + s.count*segmentEntryLen + segmentSumLen; want != len(data) {
-		return nil, fmt.Errorf("segment of %d packs and %d entries has %d bytes, not %d", s.packs, s.count, len(data), want)
-	}
-	s.run = binary.LittleEndian.Uint64(data[16:])
-	s.entries = data[at : len(data)-segmentSumLen]
-	if s.count > 0 {
-		s.lo, s.hi = binary.BigEndian.Uint64(s.keyAt(0)), binary.BigEndian.Uint64(s.keyAt(s.count-1))
+	s := newSegment(name, h, data, data)
+	for i := range s.frames() {
+		s.setPresent(i)
 	}
 	return s, nil
 }
 
-// verifySegment checks everything: the sum, the order, that each entry lies inside its pack.
+// newSegment makes a segment without frames over data, which is as long as h says. first is its first frame; it is kept.
+func newSegment(name string, h segmentHead, first, data []byte) *segment {
+	s := &segment{segmentHead: h, name: name, data: data}
+	s.fence = first[segmentHeaderLen:h.packsAt()]
+	s.entries = data[h.entriesAt():]
+	s.init(h.frames())
+	return s
+}
+
+// verifySegment checks everything in a whole segment: the header, the order, that each entry lies inside its pack.
 func verifySegment(s *segment) error {
-	body := s.data[:len(s.data)-segmentSumLen]
-	if binary.LittleEndian.Uint64(s.data[len(body):]) != xxhash.Sum64(body) {
-		return errors.New("segment checksum does not match")
-	}
-	for i := range s.packs {
-		p := s.pack(i)
-		if (p.kind != kindData && p.kind != kindTree) || p.size < packHeaderLen+trailerLen || p.size > maxPackLen {
-			return fmt.Errorf("pack %d of the segment cannot be: %v of %d bytes", i, p.kind, p.size)
-		}
-		if zero := s.data[segmentHeaderLen+i*segmentPackLen+49:][:7]; !isZero(zero) {
-			return fmt.Errorf("%w: pack %d of the segment has flags %x", ErrUnsupported, i, zero)
-		}
-	}
-	for i := range s.count {
-		if i > 0 && bytes.Compare(s.keyAt(i-1), s.keyAt(i)) >= 0 {
-			return fmt.Errorf("entries %d and %d of the segment are out of order", i-1, i)
-		}
-		if _, err := s.locationAt(i); err != nil {
+	for i := range s.frames() {
+		from, to := s.frame(i)
+		if err := s.checkFrame(i, s.data[from:to]); err != nil {
 			return err
 		}
-		if zero := s.entries[(i+1)*segmentEntryLen-1]; zero != 0 {
-			return fmt.Errorf("%w: entry %d of the segment has flags %x", ErrUnsupported, i, zero)
+	}
+	h := segmentHead{packs: s.packs, count: s.count, run: s.run, last: s.last}
+	for i := range s.count {
+		l, err := s.locationAt(i)
+		if err != nil {
+			return err
 		}
+		if l.pack.kind == kindTree {
+			h.nodes++
+		} else {
+			h.plain += int64(l.raw)
+		}
+	}
+	if h != s.segmentHead {
+		return fmt.Errorf("segment has %d nodes and %d plain bytes, its header says %d and %d", h.nodes, h.plain, s.nodes, s.plain)
 	}
 	return nil
 }
 
+// checkFrame checks what can be said of frame i, whose bytes are b, by itself and the fence.
+func (s *segment) checkFrame(i int, b []byte) error {
+	switch first := s.packFrame(0); {
+	case i == 0:
+		return s.checkHead(b)
+	case i-first < s.packFrames():
+		return checkPacks(b, (i-first)*framePacks)
+	default:
+		return s.checkEntries(i-first-s.packFrames(), b)
+	}
+}
+
+// checkHead checks the first frame: it is what it was when the segment was opened, and the fence is in order.
+func (s *segment) checkHead(b []byte) error {
+	if h, err := decodeSegmentHead(b); err != nil || h != s.segmentHead {
+		return errors.Join(errors.New("segment is not what it was when it was opened"), err)
+	}
+	var last []byte
+	for i := range s.entryFrames() {
+		k := b[segmentHeaderLen+i*keyLen:][:keyLen]
+		if bytes.Compare(last, k) >= 0 {
+			return fmt.Errorf("frame %d of the segment's entries is out of order", i)
+		}
+		last = k
+	}
+	if bytes.Compare(last, s.last[:]) > 0 || (s.count == 0 && s.last != key{}) {
+		return errors.New("the segment's last key is out of order")
+	}
+	return nil
+}
+
+func checkPacks(b []byte, first int) error {
+	for i := 0; len(b) > 0; i++ {
+		p := decodeSegmentPack(b)
+		if (p.kind != kindData && p.kind != kindTree) || p.size < packHeaderLen+trailerLen || p.size > maxPackLen {
+			return fmt.Errorf("pack %d of the segment cannot be: %v of %d bytes", first+i, p.kind, p.size)
+		}
+		if zero := b[49:56]; !isZero(zero) {
+			return fmt.Errorf("%w: pack %d of the segment has flags %x", ErrUnsupported, first+i, zero)
+		}
+		b = b[segmentPackLen:]
+	}
+	return nil
+}
+
+// checkEntries checks frame f of the entries, of which there is at least one.
+func (s *segment) checkEntries(f int, b []byte) error {
+	first := f * frameEntries
+	if !bytes.Equal(b[:keyLen], s.fenceAt(f)) {
+		return fmt.Errorf("entry %d of the segment is not the one in the fence", first)
+	}
+	end := len(b) - segmentEntryLen
+	for at := 0; at <= end; at += segmentEntryLen {
+		if at > 0 && bytes.Compare(b[at-segmentEntryLen:][:keyLen], b[at:][:keyLen]) >= 0 {
+			return fmt.Errorf("entries %d and %d of the segment are out of order", first+at/segmentEntryLen-1, first+at/segmentEntryLen)
+		}
+		if zero := b[at+segmentEntryLen-1]; zero != 0 {
+			return fmt.Errorf("%w: entry %d of the segment has flags %x", ErrUnsupported, first+at/segmentEntryLen, zero)
+		}
+	}
+	if f+1 < s.entryFrames() && bytes.Compare(b[end:][:keyLen], s.fenceAt(f+1)) >= 0 || f+1 == s.entryFrames() && !bytes.Equal(b[end:][:keyLen], s.last[:]) {
+		return fmt.Errorf("entry %d of the segment is out of order", first+end/segmentEntryLen)
+	}
+	return nil
+}
+
+func (s *segment) fenceAt(frame int) []byte { return s.fence[frame*keyLen : (frame+1)*keyLen] }
+
 func (s *segment) keyAt(i int) []byte {
-	return s.entries[i*segmentEntryLen : i*segmentEntryLen+len(key{})]
+	return s.entries[i*segmentEntryLen : i*segmentEntryLen+keyLen]
 }
 
 func (s *segment) entryAt(i int) indexEntry {
@@ -179,13 +343,26 @@ func (s *segment) entryAt(i int) indexEntry {
 	}
 }
 
-func (s *segment) pack(i int) (p packRef) {
-	b := s.data[segmentHeaderLen+i*segmentPackLen:]
+func (s *segment) pack(i int) packRef {
+	return decodeSegmentPack(s.data[s.packsAt()+i*segmentPackLen:])
+}
+
+func decodeSegmentPack(b []byte) (p packRef) {
 	copy(p.id[:], b)
 	copy(p.salt[:], b[32:])
 	p.kind = packKind(b[48])
 	p.size = int64(binary.LittleEndian.Uint64(b[56:]))
 	return p
+}
+
+// missingPack returns the frame of entry i's pack if it is not present, else -1.
+func (s *segment) missingPack(i int) int {
+	if n := s.entryAt(i).pack; int64(n) < int64(s.packs) {
+		if frame := s.packFrame(int(n)); !s.present(frame) {
+			return frame
+		}
+	}
+	return -1
 }
 
 // locationAt decodes entry i and checks it against its pack.
@@ -199,71 +376,4 @@ func (s *segment) locationAt(i int) (location, error) {
 		return location{}, fmt.Errorf("index entry %d at %d of %d bytes lies outside its pack of %d", i, l.off, l.stored, l.pack.size)
 	}
 	return l, nil
-}
-
-// find returns the number of the entry with key k. Keys are uniform, so their values say where to look: a few interpolations,
-// then bisection over what is left.
-func (s *segment) find(k *key) (int, bool) {
-	lo, hi := 0, s.count // k, if present, is in [lo, hi)
-	want := binary.BigEndian.Uint64(k[:])
-	loVal, hiVal := s.lo, s.hi
-	if s.count == 0 || want < loVal || want > hiVal {
-		return 0, false
-	}
-	for probe := 0; probe < 4 && hi-lo > 16; probe++ {
-		h, l := bits.Mul64(want-loVal, uint64(hi-lo))
-		if h >= hiVal-loVal {
-			break
-		}
-		q, _ := bits.Div64(h, l, hiVal-loVal)
-		// Step a little to either side, so that the true place is likely between two probes.
-		at := lo + min(int(q), hi-lo-1)
-		v := binary.BigEndian.Uint64(s.keyAt(at))
-		slack := 1 << ((bits.Len(uint(hi-lo)) + 2) / 2)
-		if v < want {
-			lo, loVal = at+1, v
-			if p := at + slack; p < hi {
-				if v := binary.BigEndian.Uint64(s.keyAt(p)); v > want {
-					hi, hiVal = p, v
-				} else if v < want {
-					lo, loVal = p+1, v
-				}
-			}
-		} else if v > want {
-			hi, hiVal = at, v
-			if p := at - slack; p >= lo {
-				if v := binary.BigEndian.Uint64(s.keyAt(p)); v < want {
-					lo, loVal = p+1, v
-				} else if v > want {
-					hi, hiVal = p, v
-				}
-			}
-		} else {
-			lo = firstEqual(s, lo, at, want)
-			break
-		}
-		if want < loVal || want > hiVal {
-			break
-		}
-	}
-	for lo < hi {
-		mid := int(uint(lo+hi) >> 1)
-		switch bytes.Compare(s.keyAt(mid), k[:]) {
-		case 0:
-			return mid, true
-		case -1:
-			lo = mid + 1
-		default:
-			hi = mid
-		}
-	}
-	return 0, false
-}
-
-// firstEqual walks down from at while entries have the same first 8 bytes; keys that share them are all but unheard of.
-func firstEqual(s *segment, lo, at int, want uint64) int {
-	for at > lo && binary.BigEndian.Uint64(s.keyAt(at-1)) == want {
-		at--
-	}
-	return at
 }

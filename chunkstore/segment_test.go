@@ -8,8 +8,6 @@ import (
 	"math/rand/v2"
 	"slices"
 	"testing"
-
-	"github.com/cespare/xxhash/v2"
 )
 
 func testPacks() []packRef {
@@ -72,6 +70,8 @@ func TestSegmentRefusesToOpen(t *testing.T) {
 		{"an entry more", func(b []byte) { b[12]++ }},
 		{"all entries there can be", func(b []byte) { binary.LittleEndian.PutUint32(b[12:], 1<<32-1) }},
 		{"no entries", func(b []byte) { b[12] = 0 }},
+		{"flags", func(b []byte) { b[28] = 1 }},
+		{"more flags", func(b []byte) { b[63] = 1 }},
 	} {
 		b := bytes.Clone(good)
 		c.edit(b)
@@ -82,7 +82,7 @@ func TestSegmentRefusesToOpen(t *testing.T) {
 }
 
 func TestSegmentRefusesToVerify(t *testing.T) {
-	const packs, entries = segmentHeaderLen, segmentHeaderLen + 2*segmentPackLen
+	const packs, entries = segmentHeaderLen + keyLen, segmentHeaderLen + keyLen + 2*segmentPackLen
 	good := encodeSegment(1, testPacks(), testEntries())
 	for _, c := range []struct {
 		name        string
@@ -102,25 +102,22 @@ func TestSegmentRefusesToVerify(t *testing.T) {
 		{"entry at the highest offset", func(b []byte) { binary.LittleEndian.PutUint32(b[entries+20:], 1<<32-1) }, false},
 		{"entry shorter than a record", func(b []byte) { b[entries+24] = 15 }, false},
 		{"entry flags", func(b []byte) { b[entries+31] = 1 }, true},
-		{"out of order", func(b []byte) { b[entries] = 9 }, false},
+		{"out of order", func(b []byte) { b[entries+32] = 9 }, false},
+		{"not the fence's", func(b []byte) { b[entries] = 0 }, false},
+		{"behind the last", func(b []byte) { b[40] = 0 }, false},
+		{"before the last", func(b []byte) { b[40]++ }, false},
+		{"a node more", func(b []byte) { b[24]++ }, false},
+		{"a byte more", func(b []byte) { b[32]++ }, false},
 		{"twice the same", func(b []byte) { copy(b[entries+32:], b[entries:entries+16]) }, false},
 	} {
 		b := bytes.Clone(good)
 		c.edit(b)
-		resum(b, 0, len(b))
 		s, err := openSegment("x", b)
 		if err != nil {
 			t.Fatalf("%s: %v", c.name, err)
 		}
 		if err := verifySegment(s); err == nil || errors.Is(err, ErrUnsupported) != c.unsupported {
 			t.Errorf("%s: %v; unsupported: want %v", c.name, err, c.unsupported)
-		}
-	}
-	for bit := range len(good) * 8 { // any bit
-		b := bytes.Clone(good)
-		b[bit/8] ^= 1 << (bit % 8)
-		if s, err := openSegment("x", b); err == nil && verifySegment(s) == nil {
-			t.Errorf("bit %d changed unnoticed", bit)
 		}
 	}
 }
@@ -208,7 +205,7 @@ func sortKeys(keys []key) []key {
 func TestSegmentFind(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(7, 8))
 	for name, set := range keySets(rnd) {
-		for _, n := range []int{0, 1, 2, 3, 15, 16, 17, 18, 19, 64, 1000, 5000} {
+		for _, n := range []int{0, 1, 2, 3, 15, 16, 17, 18, 19, 64, 1000, 2048, 2049, 5000, 20000} {
 			keys := sortKeys(set(n))
 			s := segmentOf(t, keys)
 			in := map[key]int{}
@@ -240,8 +237,7 @@ func TestSegmentFindInDamage(t *testing.T) {
 		keys := sortKeys(set(500))
 		s := segmentOf(t, keys)
 		for range 200 {
-			s.data[segmentHeaderLen+2*segmentPackLen+rnd.IntN(len(s.entries))] = byte(rnd.Uint32())
-			s.lo, s.hi = binary.BigEndian.Uint64(s.keyAt(0)), binary.BigEndian.Uint64(s.keyAt(s.count-1))
+			s.data[segmentHeaderLen+rnd.IntN(len(s.data)-segmentHeaderLen)] = byte(rnd.Uint32())
 			for _, k := range keys {
 				if i, ok := s.find(&k); ok && !bytes.Equal(s.keyAt(i), k[:]) {
 					t.Fatalf("%s: asked for %x, found %x", name, k, s.keyAt(i))
@@ -256,16 +252,12 @@ func FuzzSegment(f *testing.F) {
 	f.Add(encodeSegment(1, nil, nil))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		b = bytes.Clone(b)
-		if len(b) >= segmentHeaderLen+segmentSumLen { // so that fuzzing gets past the lengths and the sum
-			if n := len(b) - segmentHeaderLen - segmentSumLen; n >= 0 {
-				copy(b, segmentMagic)
-				packs := min(uint32(b[8]), uint32(n/segmentPackLen))
-				left := n - int(packs)*segmentPackLen
-				b = append(b[:len(b)-segmentSumLen-left%segmentEntryLen], make([]byte, 8)...)
-				binary.LittleEndian.PutUint32(b[8:], packs)
-				binary.LittleEndian.PutUint32(b[12:], uint32(left/segmentEntryLen))
-			}
-			binary.LittleEndian.PutUint64(b[len(b)-8:], xxhash.Sum64(b[:len(b)-8]))
+		if len(b) >= segmentHeaderLen { // so that fuzzing gets past the lengths
+			copy(b, segmentMagic)
+			h := segmentHead{packs: int(min(binary.LittleEndian.Uint32(b[8:]), 1<<12)), count: int(min(binary.LittleEndian.Uint32(b[12:]), 1<<13))}
+			binary.LittleEndian.PutUint32(b[8:], uint32(h.packs))
+			binary.LittleEndian.PutUint32(b[12:], uint32(h.count))
+			b = append(b, make([]byte, max(0, h.size()-len(b)))...)[:h.size()]
 		}
 		s, err := openSegment("fuzz", b)
 		if err != nil {

@@ -19,11 +19,13 @@ type RepositoryStats struct {
 	DataPacks   Usage       `json:"data_packs"`
 	TreePacks   Usage       `json:"tree_packs"`
 	Index       Usage       `json:"index"`
-	Stored      int64       `json:"stored"`       // bytes of all objects
-	Chunks      int64       `json:"chunks"`       // index entries of data packs
-	Nodes       int64       `json:"nodes"`        // index entries of tree packs
-	Plain       int64       `json:"plain"`        // plain bytes of all chunks
-	IndexMemory int64       `json:"index_memory"` // bytes of index that this host maps
+	Condemned   Usage       `json:"condemned"`   // of the packs: to be deleted by a prune when its grace is over
+	Trash       Usage       `json:"trash"`       // lists of such packs, and for a month of those that were deleted
+	Stored      int64       `json:"stored"`      // bytes of all objects
+	Chunks      int64       `json:"chunks"`      // index entries of data packs
+	Nodes       int64       `json:"nodes"`       // index entries of tree packs
+	Plain       int64       `json:"plain"`       // plain bytes of all chunks
+	IndexLocal  int64       `json:"index_local"` // bytes of index that this host has at hand
 }
 
 // Usage counts objects of a kind.
@@ -43,9 +45,13 @@ func (r *Repository) Stats(ctx context.Context) (*RepositoryStats, error) {
 		return nil, err
 	}
 	s := &RepositoryStats{ID: r.cfg.ID, Location: r.be.Location(), Version: r.cfg.Version, Compression: r.cfg.Compression}
+	trash := r.index.trashSet()
 	err := r.be.List(ctx, "", func(o backend.Object) error {
 		s.Stored += o.Size
-		_, kind, ok := parsePackObject(o.Name)
+		id, kind, ok := parsePackObject(o.Name)
+		if ok && trash.condemned(id) {
+			s.Condemned.add(o.Size)
+		}
 		switch {
 		case ok && kind == kindData:
 			s.DataPacks.add(o.Size)
@@ -53,6 +59,8 @@ func (r *Repository) Stats(ctx context.Context) (*RepositoryStats, error) {
 			s.TreePacks.add(o.Size)
 		case strings.HasPrefix(o.Name, prefixIndex):
 			s.Index.add(o.Size)
+		case strings.HasPrefix(o.Name, prefixTrash):
+			s.Trash.add(o.Size)
 		case strings.HasPrefix(o.Name, prefixBackups):
 			s.Backups++
 		case strings.HasPrefix(o.Name, prefixVolumes):
@@ -63,16 +71,16 @@ func (r *Repository) Stats(ctx context.Context) (*RepositoryStats, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list the repository: %w", err)
 	}
-	for _, seg := range r.index.snapshot() {
-		s.IndexMemory += int64(len(seg.data))
-		for i := range seg.count {
-			if e := seg.entryAt(i); int(e.pack) < seg.packs && seg.pack(int(e.pack)).kind == kindTree {
-				s.Nodes++
-			} else {
-				s.Chunks++
-				s.Plain += int64(e.raw)
-			}
-		}
+	segs, err := r.index.open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer releaseAll(segs)
+	for _, seg := range segs {
+		s.IndexLocal += seg.local()
+		s.Nodes += int64(seg.nodes)
+		s.Chunks += int64(seg.count - seg.nodes)
+		s.Plain += seg.plain
 	}
 	return s, nil
 }

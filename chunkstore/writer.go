@@ -144,7 +144,7 @@ func (w *Writer) putNode(ctx context.Context, b []byte) (id ID, err error) {
 func (w *Writer) put(ctx context.Context, s *packStream, id *ID, p []byte, enc encoder) (fresh bool, err error) {
 	w.adding.RLock()
 	defer w.adding.RUnlock()
-	if fresh, err = w.claim(id); err != nil || !fresh {
+	if fresh, err = w.claim(ctx, id); err != nil || !fresh {
 		return false, err
 	}
 	if err := w.store(ctx, s, id, p, enc); err != nil {
@@ -155,9 +155,12 @@ func (w *Writer) put(ctx context.Context, s *packStream, id *ID, p []byte, enc e
 }
 
 // claim reports whether the caller is to store id: nobody has it and nobody else is at it.
-func (w *Writer) claim(id *ID) (bool, error) {
+func (w *Writer) claim(ctx context.Context, id *ID) (bool, error) {
 	k := id.key()
-	known := w.r.index.has(&k)
+	known, err := w.r.index.has(ctx, &k)
+	if err != nil {
+		return false, err
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.err != nil {
@@ -166,7 +169,7 @@ func (w *Writer) claim(id *ID) (bool, error) {
 	if _, ok := w.inflight[k]; ok || known {
 		return false, nil
 	}
-	if w.r.index.has(&k) { // stored since we asked
+	if known, _ := w.r.index.hasLocal(&k); known { // stored since we asked
 		return false, nil
 	}
 	w.inflight[k] = struct{}{}

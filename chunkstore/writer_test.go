@@ -455,7 +455,7 @@ func TestWriterFlushesItsIndexOnTheWay(t *testing.T) {
 		}
 	}
 	w.uploads.Wait() // no puts are under way
-	if len(r.index.snapshot()) == 0 {
+	if len(segmentsOf(t, r)) == 0 {
 		t.Error("no segment before the flush")
 	}
 	if err := w.Flush(t.Context()); err != nil {
@@ -479,7 +479,7 @@ func TestWriterMergesIndexOnTheWay(t *testing.T) {
 		if _, err := w.PutChunk(t.Context(), p); err != nil {
 			t.Fatal(err)
 		}
-		most = max(most, len(r.index.snapshot()))
+		most = max(most, len(segmentsOf(t, r)))
 	}
 	packs := int(w.Stats().Objects)
 	if packs < 100 {

@@ -177,6 +177,10 @@ func joined(damage []VerifyDamage) []VerifyDamage {
 }
 
 func damaged(err error) bool {
+	var c *chunkstore.CorruptError
+	if errors.As(err, &c) && c.InIndex() { // what cannot be looked up may be sound
+		return false
+	}
 	return errors.Is(err, chunkstore.ErrCorrupt) || errors.Is(err, chunkstore.ErrNotFound)
 }
 

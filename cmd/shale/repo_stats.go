@@ -34,7 +34,10 @@ counted once. Only listings and the index are read.`,
 			fmt.Fprintf(w, "stored\t%s\n", size(s.Stored))
 			fmt.Fprintf(w, "data packs\t%d, %s\n", s.DataPacks.Objects, size(s.DataPacks.Bytes))
 			fmt.Fprintf(w, "tree packs\t%d, %s\n", s.TreePacks.Objects, size(s.TreePacks.Bytes))
-			fmt.Fprintf(w, "index\t%d segments, %s; %s mapped here\n", s.Index.Objects, size(s.Index.Bytes), size(s.IndexMemory))
+			if s.Condemned.Objects > 0 {
+				fmt.Fprintf(w, "condemned\t%d of them, %s, wait to be deleted by a prune\n", s.Condemned.Objects, size(s.Condemned.Bytes))
+			}
+			fmt.Fprintf(w, "index\t%d segments, %s; %s of it here\n", s.Index.Objects, size(s.Index.Bytes), size(s.IndexLocal))
 			fmt.Fprintf(w, "chunks\t%d, %s plain\n", s.Chunks, size(s.Plain))
 			fmt.Fprintf(w, "tree nodes\t%d\n", s.Nodes)
 			return w.Flush()

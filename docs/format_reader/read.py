@@ -251,13 +251,16 @@ class Repository:
     def segment(self, name):
         """Section 7."""
         b = self.framed(name, 3)
-        magic, packs, entries, _run = struct.unpack_from("<8sIIQ", b)
-        first = 24 + 64 * packs
-        need(magic == b"SHINDEX1" and len(b) == first + 32 * entries + 8, name, "length is not a segment's")
-        need(struct.unpack_from("<Q", b, len(b) - 8)[0] == xxh64(b[:-8]), name, "segment checksum does not match")
+        magic, packs, entries, _run, nodes, zero, plain, end = struct.unpack_from("<8sIIQIIQ16s8x", b)
+        fence = 64 + 16 * -(-entries // 2048)
+        first = fence + 64 * packs
+        need(magic == b"SHINDEX1" and not zero and not any(b[56:64]), name, "magic or flags are not a segment's")
+        need(len(b) == first + 32 * entries, name, "length is not a segment's")
+        need(b[64:fence] == b"".join(b[at:at + 16] for at in range(first, len(b), 65536)), name, "fence is not the entries'")
+        need(end == (b[-32:-16] if entries else bytes(16)), name, "last key is not the last entry's")
         objects = []
         for i in range(packs):
-            id, _salt, kind, zero, size = struct.unpack_from("<32s16sB7sQ", b, 24 + 64 * i)
+            id, _salt, kind, zero, size = struct.unpack_from("<32s16sB7sQ", b, fence + 64 * i)
             need(kind in (1, 2) and not any(zero), name, f"pack {i} is of kind {kind}")
             objects.append((f"packs/{('data', 'tree')[kind - 1]}/{id.hex()[:2]}/{id.hex()}", size))
         last = b""
@@ -267,6 +270,9 @@ class Repository:
             need(key > last and zero == 0 and pack < packs, name, f"entry {i} is damaged")
             need(stored >= 16 and off >= 32 and off + stored <= objects[pack][1], name, f"entry {i} lies outside its pack")
             self.index[key], last = (objects[pack][0], off, stored, raw, codec), key
+            nodes -= objects[pack][0].startswith("packs/tree/")
+            plain -= 0 if objects[pack][0].startswith("packs/tree/") else raw
+        need(nodes == 0 and plain == 0, name, "nodes or plain bytes are not what the header says")
 
     def check(self):
         """Every pack has the ID and kind of its name; the index says what the tables say."""
