@@ -128,7 +128,7 @@ func (j *journal) takeOver() ([]string, error) {
 
 // readDeadJournal reads a journal that nobody has locked. Two that read one at once both index its packs, which is harmless.
 func readDeadJournal(path string) ([]string, error) {
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDWR, 0) // writable, or NFS gives no lock
 	if err != nil {
 		return nil, err
 	}
@@ -146,7 +146,7 @@ func readDeadJournal(path string) ([]string, error) {
 
 // removeDeadJournal removes a journal that nobody has locked. If it stays, its packs are found indexed next time.
 func removeDeadJournal(path string) {
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
 		return
 	}

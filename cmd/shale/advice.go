@@ -3,6 +3,8 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"slices"
 	"strings"
 	"syscall"
@@ -19,7 +21,7 @@ import (
 // advice says what the user can do about err, the failure of cmd; empty when the error says it all. It is the one place for that:
 // the rooms below say what happened, and to what.
 func (a *app) advice(cmd *cobra.Command, err error) string {
-	for _, of := range []func(*cobra.Command, error) string{a.repositoryAdvice, s3Advice, poolAdvice, thinAdvice, sourceAdvice, systemAdvice} {
+	for _, of := range []func(*cobra.Command, error) string{a.repositoryAdvice, s3Advice, poolAdvice, thinAdvice, sourceAdvice, a.systemAdvice} {
 		if s := of(cmd, err); s != "" {
 			return s
 		}
@@ -130,14 +132,43 @@ func sourceAdvice(_ *cobra.Command, err error) string {
 	return ""
 }
 
-func systemAdvice(_ *cobra.Command, err error) string {
+func (a *app) systemAdvice(_ *cobra.Command, err error) string {
+	place := a.within(err)
 	switch {
 	case errors.Is(err, syscall.EACCES), errors.Is(err, syscall.EPERM):
-		return "This user may not: run shale as the owner, or as root."
+		return "This user may not: run shale as the owner, or as root. On NFS root is often nobody (root_squash): then nobody must own the folder."
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
-		return "Make room and give the same command again; what was stored is kept."
+		if place != "" {
+			place = " in " + place
+		}
+		return "Make room" + place + " and give the same command again; what was stored is kept."
+	case errors.Is(err, syscall.ESTALE):
+		if place == "" {
+			place = "the folder"
+		}
+		return "The NFS server no longer has what was mounted here. Unmount the file system of " + place + " ('umount -l') and mount it again."
+	case place != "" && (errors.Is(err, syscall.EIO) || errors.Is(err, syscall.ETIMEDOUT)):
+		return "See dmesg for why " + place + " cannot be used. Where it is on NFS, the server may be away: a soft mount gives up, a hard one waits.\n" +
+			"Give the same command again; what was stored is kept."
 	case errors.Is(err, syscall.EROFS):
 		return "That file system is mounted read-only. Where only the cache is meant, --cache-dir names another folder for it."
+	}
+	return ""
+}
+
+// within is the folder of the repository that was opened last, if err is of a file in it.
+func (a *app) within(err error) string {
+	path := ""
+	var p *fs.PathError
+	var l *os.LinkError
+	switch {
+	case errors.As(err, &p):
+		path = p.Path
+	case errors.As(err, &l):
+		path = l.New
+	}
+	if dir := a.location.Path; dir != "" && a.location.Bucket == "" && (path == dir || strings.HasPrefix(path, strings.TrimSuffix(dir, "/")+"/")) {
+		return dir
 	}
 	return ""
 }

@@ -129,6 +129,13 @@ func TestAdvice(t *testing.T) {
 		{list, &os.PathError{Op: "open", Path: "/x", Err: syscall.EACCES}, "root"},
 		{list, &os.PathError{Op: "write", Path: "/x", Err: syscall.ENOSPC}, "Make room"},
 		{list, &os.PathError{Op: "write", Path: "/x", Err: syscall.EROFS}, "read-only"},
+		{list, &os.PathError{Op: "sync", Path: "/srv/my backups/packs/x", Err: syscall.EDQUOT}, "Make room in /srv/my backups and"},
+		{list, &os.LinkError{Op: "link", New: "/srv/my backups/x", Err: syscall.ENOSPC}, "Make room in /srv/my backups and"},
+		{list, &os.PathError{Op: "write", Path: "/srv/my backups of mine/x", Err: syscall.ENOSPC}, "Make room and"},
+		{list, &os.PathError{Op: "stat", Path: "/srv/my backups", Err: syscall.ESTALE}, "the file system of /srv/my backups ('umount -l') and mount it again"},
+		{list, &os.PathError{Op: "sync", Path: "/srv/my backups/x", Err: syscall.EIO}, "a soft mount gives up"},
+		{list, &os.PathError{Op: "sync", Path: "/srv/my backups/x", Err: syscall.ETIMEDOUT}, "a soft mount gives up"},
+		{list, &os.PathError{Op: "read", Path: "/dev/sda", Err: syscall.EIO}, ""},
 		{thinCmd, thin.ErrNeedsCheck, ""}, // says it itself
 		{list, errors.New("something else"), ""},
 	} {

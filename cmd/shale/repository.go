@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/shalebackup/shale/chunkstore"
 	"github.com/shalebackup/shale/engine"
@@ -34,7 +35,25 @@ func (a *app) repositoryOptions() (chunkstore.Options, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return chunkstore.Options{}, fmt.Errorf("cache folder: %w; --cache-dir or $%s names another", err, cacheEnv)
 	}
+	if fs := networkFS(dir); fs != "" {
+		a.note("the cache folder %s is on %s, which is slow and can fail under shale; --cache-dir or $%s names a local one", dir, fs, cacheEnv)
+	}
 	return chunkstore.Options{CacheDir: dir, Parallel: a.parallel, Damaged: a.damageNotes()}, nil
+}
+
+// networkFS names the network file system that dir is on; empty: none that is known.
+func networkFS(dir string) string {
+	var st unix.Statfs_t
+	if unix.Statfs(dir, &st) != nil {
+		return ""
+	}
+	switch uint32(st.Type) {
+	case unix.NFS_SUPER_MAGIC:
+		return "NFS"
+	case unix.SMB_SUPER_MAGIC, unix.SMB2_SUPER_MAGIC, unix.CIFS_SUPER_MAGIC:
+		return "SMB"
+	}
+	return ""
 }
 
 // parseLocation reads the URL of a repository, or of a backup in one.

@@ -13,7 +13,24 @@ import (
 
 // Run states the contract of package backend as subtests. open returns an empty backend, and a new one at each call; it
 // cleans up by t.Cleanup.
-func Run(t *testing.T, open func(t *testing.T) backend.Backend) {
+func Run(t *testing.T, open func(t *testing.T) backend.Backend) { Suite{}.Run(t, open) }
+
+// Suite is Run with options.
+type Suite struct {
+	// Slow is for places where each call takes milliseconds: what is repeated is repeated a tenth as often.
+	Slow bool
+}
+
+// times is how often to do what is best done n times.
+func (s Suite) times(n int) int {
+	if s.Slow {
+		return n / 10
+	}
+	return n
+}
+
+// Run is the function Run.
+func (s Suite) Run(t *testing.T, open func(t *testing.T) backend.Backend) {
 	t.Helper()
 	for _, c := range []struct {
 		name string
@@ -35,14 +52,14 @@ func Run(t *testing.T, open func(t *testing.T) backend.Backend) {
 		{"LongNames", testLongNames},
 		{"ListOrder", testListOrder},
 		{"ListPrefix", testListPrefix},
-		{"ListMany", testListMany},
+		{"ListMany", s.testListMany},
 		{"ListErrorEnds", testListErrorEnds},
 		{"ListCallsBackend", testListCallsBackend},
 		{"Cancelled", testCancelled},
 		{"CancelledList", testCancelledList},
 		{"Location", testLocation},
-		{"ReplaceUnderReaders", testReplaceUnderReaders},
-		{"PutIfAbsentRace", testPutIfAbsentRace},
+		{"ReplaceUnderReaders", s.testReplaceUnderReaders},
+		{"PutIfAbsentRace", s.testPutIfAbsentRace},
 		{"ListUnderWrites", testListUnderWrites},
 		{"ConcurrentMix", testConcurrentMix},
 	} {

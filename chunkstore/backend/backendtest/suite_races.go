@@ -15,8 +15,9 @@ import (
 
 // testReplaceUnderReaders has readers look at one object, of constant size and one byte value throughout, while it is replaced: a
 // mixture shows as two values, a gap as an error.
-func testReplaceUnderReaders(t *testing.T, be backend.Backend) {
-	const size, rounds, readers = 100_000, 40, 3
+func (s Suite) testReplaceUnderReaders(t *testing.T, be backend.Backend) {
+	const size, readers = 100_000, 3
+	rounds := s.times(40)
 	mustPut(t, be, "hot/object", bytes.Repeat([]byte{0}, size))
 	var stop atomic.Bool
 	errs := make(chan error, readers)
@@ -63,8 +64,9 @@ func testReplaceUnderReaders(t *testing.T, be backend.Backend) {
 	}
 }
 
-func testPutIfAbsentRace(t *testing.T, be backend.Backend) {
-	const racers, rounds = 8, 20
+func (s Suite) testPutIfAbsentRace(t *testing.T, be backend.Backend) {
+	const racers = 8
+	rounds := s.times(20)
 	for round := range rounds {
 		name := fmt.Sprintf("race/%d", round)
 		var wg sync.WaitGroup

@@ -16,8 +16,16 @@
 // not replace (renameat2 of Linux). Where there is neither, PutIfAbsent fails: creating the name itself with O_EXCL would show
 // an object before its bytes are there, and a crash would leave it so.
 //
-// No file is ever locked. ESTALE, which NFS answers for a file or folder that was replaced on another host, is met by
-// opening it again.
+// No file is ever locked.
+//
+// # NFS
+//
+// ESTALE, answered for a file or folder that was replaced on another host, is met by opening it again; what stays stale is the
+// mount itself. An NFS client remembers for half a minute that a name was absent: before anything is said to be absent, the server
+// is asked whether the folder has changed, and the name looked for once more. That there is no room may be told as late as at the
+// fsync or the close: both count, and nothing has its name before. A file that is deleted while a client has it open stays as
+// ".nfs...": no object, and removed by RemoveStale when its client has been dead for a day. A hard mount waits for a server that is
+// away; behind a soft one calls fail.
 //
 // # Open files
 //

@@ -127,6 +127,48 @@ func TestStaleHandlesAreOpenedAgain(t *testing.T) {
 	mustHold(t, b, "a/b/d", "2")
 }
 
+// A name that the client remembers as absent is looked for again.
+func TestRememberedAbsence(t *testing.T) {
+	b := create(t, Options{NoSync: true})
+	must(t, b.Put(t.Context(), "a/b", []byte("1")))
+	b.open.drop("a/b")
+	var calls atomic.Int64
+	b.sys.open = failing(1, syscall.ENOENT, &calls)
+	if err := b.ReadAt(t.Context(), "a/b", make([]byte, 1), 0); err != nil || calls.Load() != 2 {
+		t.Errorf("got %v after %d calls, want success at the second", err, calls.Load())
+	}
+	b.open.drop("a/b")
+	b.sys.open = failing(1e9, syscall.ENOENT, &calls)
+	if err := b.ReadAt(t.Context(), "a/b", make([]byte, 1), 0); !errors.Is(err, backend.ErrNotExist) {
+		t.Errorf("got %v, want ErrNotExist", err)
+	}
+}
+
+// A quota, or a server without room, tells as late as at the fsync.
+func TestNoRoomAtSync(t *testing.T) {
+	for _, errno := range []syscall.Errno{syscall.EDQUOT, syscall.ENOSPC} {
+		b := create(t, Options{})
+		must(t, b.Put(t.Context(), "d/old", []byte("old")))
+		b.sys.sync = func(f *os.File) error {
+			if strings.Contains(f.Name(), tempPrefix) {
+				return &os.PathError{Op: "sync", Path: f.Name(), Err: errno}
+			}
+			return f.Sync()
+		}
+		for name, put := range map[string]func(context.Context, string, []byte) error{"d/new": b.Put, "d/once": b.PutIfAbsent, "d/old": b.Put} {
+			err := put(t.Context(), name, []byte("more"))
+			if !errors.Is(err, errno) || !strings.Contains(err.Error(), name) {
+				t.Errorf("%s: got %v, want %v and the name", name, err, errno)
+			}
+		}
+		if objs := listAll(t, b); len(objs) != 1 {
+			t.Errorf("listed %+v, want d/old alone", objs)
+		}
+		mustHold(t, b, "d/old", "old")
+		mustHaveNoTemporaries(t, b)
+	}
+}
+
 func TestFolderRemovedBehindOurBack(t *testing.T) {
 	b := create(t, Options{NoSync: true})
 	for range 2 {

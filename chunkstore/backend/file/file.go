@@ -131,7 +131,7 @@ func (b *Backend) Stat(ctx context.Context, name string) (backend.Object, error)
 		return backend.Object{}, err
 	}
 	var info os.FileInfo
-	err := retryStale(func() (err error) {
+	err := b.fresh(name, func() (err error) {
 		info, err = os.Lstat(b.path(name))
 		return err
 	})
@@ -153,9 +153,9 @@ func (b *Backend) Delete(ctx context.Context, name string) error {
 	if err := begin(ctx, "delete", name); err != nil {
 		return err
 	}
-	defer b.open.drop(name)
+	defer b.open.change(name)()
 	// Not os.Remove, which would remove an empty folder.
-	err := retryStale(func() error { return ignoringEINTR(func() error { return syscall.Unlink(b.path(name)) }) })
+	err := b.fresh(name, func() error { return ignoringEINTR(func() error { return syscall.Unlink(b.path(name)) }) })
 	switch {
 	case isAbsent(err), errors.Is(err, syscall.EISDIR):
 		return nil
@@ -209,6 +209,25 @@ func retryStale(call func() error) error {
 		}
 	}
 	return err
+}
+
+// fresh makes a call about the object of that name, and where it says that there is none, once more with fresh eyes: an NFS client
+// remembers for half a minute that a name was absent, though another host has put the object there since.
+func (b *Backend) fresh(name string, call func() error) error {
+	err := retryStale(call)
+	if !errors.Is(err, syscall.ENOENT) || !b.refreshed(folderOf(name)) {
+		return err
+	}
+	return retryStale(call)
+}
+
+// refreshed reports whether there is a folder of that name, after a look with fresh eyes at it and at those above it.
+func (b *Backend) refreshed(folder string) bool {
+	err := refresh(b.path(folder))
+	if errors.Is(err, syscall.ENOENT) && folder != "" && b.refreshed(folderOf(folder)) {
+		err = refresh(b.path(folder))
+	}
+	return err == nil
 }
 
 func ignoringEINTR(call func() error) error {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -98,6 +99,35 @@ func TestRemoveStale(t *testing.T) {
 	} {
 		if _, err := os.Lstat(b.root + "/" + name); (err == nil) != want {
 			t.Errorf("%s: %v, want it there: %t", name, err, want)
+		}
+	}
+}
+
+// What an NFS client that died kept of deleted files goes too: by when it was renamed, not by when it was written.
+func TestRemoveStaleSillyFiles(t *testing.T) {
+	b := create(t, Options{NoSync: true})
+	must(t, b.Put(t.Context(), "d/real", nil))
+	silly := []string{"d/.nfs000000000000123400000056", ".nfsabcdef01"}
+	others := []string{"d/.nfs", "d/.nfs0001", "d/.nfs00000000x", "d/.nfsroot-notes"}
+	long := time.Now().Add(-1000 * time.Hour)
+	for _, name := range append(slices.Clone(silly), others...) {
+		must(t, os.WriteFile(b.root+"/"+name, []byte("123"), 0o600))
+		must(t, os.Chtimes(b.root+"/"+name, long, long))
+	}
+	if n, _, err := b.RemoveStale(t.Context(), backend.StaleAge); err != nil || n != 0 {
+		t.Errorf("removed %d, %v, want none: they were renamed just now", n, err)
+	}
+	if n, bytes, err := b.RemoveStale(t.Context(), -time.Hour); err != nil || n != len(silly) || bytes != int64(3*len(silly)) {
+		t.Errorf("removed %d of %d bytes, %v, want %d", n, bytes, err, len(silly))
+	}
+	for _, name := range append(others, "d/real") {
+		if _, err := os.Lstat(b.root + "/" + name); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, name := range silly {
+		if _, err := os.Lstat(b.root + "/" + name); err == nil {
+			t.Errorf("%s is still there", name)
 		}
 	}
 }

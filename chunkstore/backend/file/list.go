@@ -79,7 +79,7 @@ func (b *Backend) visit(name string, fn func(backend.Object) error) error {
 // sorts them as their contents will: "a-b", "a.b", "a/b", "a0".
 func (b *Backend) entries(ctx context.Context, folder, prefix string) ([]string, error) {
 	var entries []string
-	err := retryStale(func() error {
+	err := b.fresh(folder, func() error {
 		entries = entries[:0]
 		return readFolder(ctx, b.path(folder), func(e os.DirEntry) {
 			switch {

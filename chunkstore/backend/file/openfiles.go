@@ -24,13 +24,15 @@ type openFiles struct {
 	mu         sync.Mutex // guards all below; not held while a file is opened, read or closed
 	max        int
 	byName     map[string]*openFile
-	ring       openFile // sentinel: ring.next was used last, ring.prev is the next to go
-	generation uint64   // counts drops; tells an opener that the name may mean another file by now
+	ring       openFile       // sentinel: ring.next was used last, ring.prev is the next to go
+	generation uint64         // counts drops; tells an opener that the name may mean another file by now
+	changing   map[string]int // names that are being replaced or deleted, and by how many callers: none of their files is kept
 }
 
 func (s *openFiles) init(limit int) {
 	s.max = limit
 	s.byName = make(map[string]*openFile, limit)
+	s.changing = map[string]int{}
 	s.ring.prev, s.ring.next = &s.ring, &s.ring
 }
 
@@ -63,7 +65,7 @@ func (s *openFiles) add(o *openFile, generation uint64) *openFile {
 	s.mu.Lock()
 	o.users = 1
 	var idle *openFile
-	if s.generation == generation && s.byName[o.name] == nil {
+	if s.generation == generation && s.byName[o.name] == nil && s.changing[o.name] == 0 {
 		if len(s.byName) >= s.max {
 			idle = s.remove(s.ring.prev)
 		}
@@ -87,7 +89,24 @@ func (s *openFiles) release(o *openFile) {
 	}
 }
 
-// drop forgets the file of that name, which was or is about to be replaced or deleted.
+// change forgets the file of that name, which is about to be replaced or deleted, and keeps none before done: whoever has seen
+// the new file must not be given the old one again.
+func (s *openFiles) change(name string) (done func()) {
+	s.mu.Lock()
+	s.changing[name]++
+	s.mu.Unlock()
+	s.drop(name)
+	return func() {
+		s.mu.Lock()
+		if s.changing[name]--; s.changing[name] == 0 {
+			delete(s.changing, name)
+		}
+		s.generation++ // what was opened before may be the old file
+		s.mu.Unlock()
+	}
+}
+
+// drop forgets the file of that name, which was replaced or deleted.
 func (s *openFiles) drop(name string) {
 	s.mu.Lock()
 	s.generation++

@@ -76,6 +76,26 @@ func TestLeastRecentlyUsedGoes(t *testing.T) {
 	}
 }
 
+// While an object is being replaced no reader keeps its old file: another may have seen the new one.
+func TestNoFileIsKeptWhileReplaced(t *testing.T) {
+	b := create(t, Options{NoSync: true})
+	must(t, b.Put(t.Context(), "x", []byte("old")))
+	mustHold(t, b, "x", "old")
+	b.sys.rename = func(from, to string) error {
+		mustHold(t, b, "x", "old")
+		err := os.Rename(from, to)
+		mustHold(t, b, "x", "new")
+		return err
+	}
+	must(t, b.Put(t.Context(), "x", []byte("new")))
+	mustHold(t, b, "x", "new")
+	if o := b.open.take("x"); o == nil {
+		t.Error("the new file is not kept")
+	} else {
+		b.open.release(o)
+	}
+}
+
 // A file that was opened before a Put ended, and comes to be kept only after it, may be the old one.
 func TestOpenedBeforeAReplacement(t *testing.T) {
 	b := create(t, Options{NoSync: true})

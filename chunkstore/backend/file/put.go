@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"syscall"
 
 	"github.com/shalebackup/shale/chunkstore/backend"
@@ -54,7 +55,7 @@ func (b *Backend) put(ctx context.Context, name string, data []byte, place func(
 	if err := begin(ctx, "put", name); err != nil {
 		return err
 	}
-	defer b.open.drop(name)
+	defer b.open.change(name)()
 	var err error
 	for range staleTries {
 		err = b.putOnce(ctx, name, data, place)
@@ -195,8 +196,12 @@ func occupied(path string) error {
 	return backend.ErrExist
 }
 
-// is reports whether path names the same file as the temporary was.
+// is reports whether path, in the temporary's folder, names the same file as the temporary was. The call that should have made it so
+// failed, so what is remembered of the name may be old.
 func (t temporary) is(path string) bool {
+	if refresh(filepath.Dir(path)) != nil {
+		return false
+	}
 	var info os.FileInfo
 	err := retryStale(func() (err error) {
 		info, err = os.Lstat(path)

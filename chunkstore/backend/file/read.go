@@ -70,7 +70,11 @@ func (b *Backend) openObject(ctx context.Context, name string) (*openFile, error
 	}
 	generation := b.open.now()
 	// O_NONBLOCK: opening a foreign FIFO must not hang.
-	f, err := b.sys.open(b.path(name), os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	var f *os.File
+	err := b.fresh(name, func() (err error) {
+		f, err = b.sys.open(b.path(name), os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+		return err
+	})
 	if isAbsent(err) || errors.Is(err, syscall.ELOOP) || errors.Is(err, syscall.ENXIO) {
 		err = backend.ErrNotExist
 	}
