@@ -371,7 +371,7 @@ func (c *check) badRecord(e *tableEntry, o backend.Object, err error) {
 
 // records checks the records of a pack, some megabytes at a time.
 func (c *check) records(ctx context.Context, o backend.Object, t *packTable) error {
-	bx, err := c.r.sealer.box(t.header.salt)
+	bx, err := c.r.box(ctx, t.header.kind, t.header.salt)
 	if err != nil {
 		return err
 	}

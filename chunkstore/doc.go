@@ -18,8 +18,10 @@
 // tree nodes are checked against their whole ID. Damage is a *CorruptError that names the object and the offset.
 //
 // Any number of hosts may write at once; no lock is taken. A prune may run beside them: it never takes away what a listed backup needs
-// (docs/adr/0007). The local cache holds copies of index segments under the
-// repository's own ID and can be deleted at any time.
+// (docs/adr/0007). The local cache holds copies of index segments under the repository's own ID and can be deleted at any time.
+//
+// In a sealed repository every record is encrypted and authenticated with its place (seal_aes.go), under master keys that the
+// repository holds only wrapped (keys.go, keyring.go). docs/security.md says what that protects.
 //
 // Memory is bounded: a Writer holds WriterOptions.Buffers packs and at most maxPending index entries, readers one batch a
 // goroutine; the index is memory-mapped.

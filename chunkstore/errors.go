@@ -21,6 +21,16 @@ var (
 	ErrPruned = errors.New("removed by a prune while the backup ran, which took longer than the prune's --grace")
 	// ErrLocked: another prune is running.
 	ErrLocked = errors.New("another prune is running")
+	// ErrSealed: the repository is encrypted, and there is nothing to open it with.
+	ErrSealed = errors.New("the repository is encrypted: it takes a password or a private key")
+	// ErrKey: none of the passwords and private keys that were given opens the repository.
+	ErrKey = errors.New("wrong password, or no private key that fits")
+	// ErrNotSealed: a password or private key was given for a repository that is not encrypted.
+	ErrNotSealed = errors.New("the repository is not encrypted, and a password or private key was given")
+	// ErrReplaced: another repository, or another state of it, was here before. A ReplacedError says what remembers it.
+	ErrReplaced = errors.New("this is not the encrypted repository that was here before")
+	// ErrLastKey: without this key nothing could open the repository.
+	ErrLastKey = errors.New("it is the last key: without it nothing could open the repository")
 	// ErrUnsupported: the object was written by a newer shale, or asks for a feature that this one lacks.
 	ErrUnsupported = errors.New("not supported by this version of shale")
 )

@@ -219,7 +219,7 @@ func (x *index) openSmall(ctx context.Context, o backend.Object) (*segment, erro
 	if err := x.r.be.ReadAt(ctx, o.Name, pack, 0); err != nil {
 		return nil, fmt.Errorf("read index segment: %w", err)
 	}
-	data, err := x.r.decodeObject(o.Name, kindIndex, pack)
+	data, err := x.r.decodeObject(ctx, o.Name, kindIndex, pack)
 	if err != nil {
 		return nil, fmt.Errorf("read index segment: %w", err)
 	}
@@ -235,6 +235,9 @@ func (x *index) openSmall(ctx context.Context, o backend.Object) (*segment, erro
 
 // tail decodes the table of a segment's object, and returns the part of the object from the table on.
 func (x *index) tail(ctx context.Context, o backend.Object, front, tail []byte) (*packTable, []byte, error) {
+	if err := x.r.learnEpoch(ctx, front[:packHeaderLen]); err != nil {
+		return nil, nil, err
+	}
 	t, err := decodePackTail(x.r.sealer, front[:packHeaderLen], tail, uint64(o.Size))
 	var short *errShortTail
 	if errors.As(err, &short) && short.need <= uint64(o.Size) {
@@ -259,7 +262,7 @@ func (x *index) tail(ctx context.Context, o backend.Object, front, tail []byte) 
 
 // openFirst opens a segment of which only the first frame, in front, is known.
 func (x *index) openFirst(name string, t *packTable, front, tail []byte) (*segment, error) {
-	bx, err := x.r.sealer.box(t.header.salt)
+	bx, err := x.r.sealer.box(t.header.kind, t.header.salt)
 	if err != nil {
 		return nil, err
 	}
@@ -360,7 +363,7 @@ func (x *index) fetchFrames(ctx context.Context, s *segment, frames []int) error
 	if err := x.r.be.ReadAt(ctx, s.name, *buf, int64(from)); err != nil {
 		return fmt.Errorf("read index segment: %w", err)
 	}
-	bx, err := x.r.sealer.box(s.table.header.salt)
+	bx, err := x.r.sealer.box(s.table.header.kind, s.table.header.salt)
 	if err != nil {
 		return err
 	}

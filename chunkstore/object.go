@@ -56,12 +56,16 @@ func (r *Repository) readObject(ctx context.Context, name string, kind packKind)
 	if err != nil {
 		return nil, err
 	}
-	return r.decodeObject(name, kind, b)
+	return r.decodeObject(ctx, name, kind, b)
 }
 
 // decodeObject is readObject for an object whose bytes are at hand.
-func (r *Repository) decodeObject(name string, kind packKind, b []byte) ([]byte, error) {
-	t, err := decodePackTail(r.sealer, b[:min(len(b), packHeaderLen)], b, uint64(len(b)))
+func (r *Repository) decodeObject(ctx context.Context, name string, kind packKind, b []byte) ([]byte, error) {
+	header := b[:min(len(b), packHeaderLen)]
+	if err := r.learnEpoch(ctx, header); err != nil {
+		return nil, err
+	}
+	t, err := decodePackTail(r.sealer, header, b, uint64(len(b)))
 	if err != nil {
 		return nil, &CorruptError{Object: name, Err: err}
 	}
@@ -71,7 +75,7 @@ func (r *Repository) decodeObject(name string, kind packKind, b []byte) ([]byte,
 	if (kind == kindIndex && name != prefixIndex+t.id.String()) || (kind == kindTrash && name != prefixTrash+t.id.String()) {
 		return nil, &CorruptError{Object: name, Err: errors.New("content is not what the name says")}
 	}
-	bx, err := r.sealer.box(t.header.salt)
+	bx, err := r.box(ctx, t.header.kind, t.header.salt)
 	if err != nil {
 		return nil, err
 	}
@@ -121,9 +125,14 @@ func (r *Repository) decodeRecord(dst, rec []byte, bx box, e *tableEntry) ([]byt
 }
 
 func (r *Repository) decodeUnsummed(dst, rec []byte, bx box, e *tableEntry) ([]byte, error) {
-	payload, err := openUnsummed(rec, bx, &e.id, e.codec, int(e.raw), uint64(e.off))
+	opened := r.getBuf(0)
+	defer r.putBuf(opened)
+	payload, err := openUnsummed(*opened, rec, bx, &e.id, e.codec, int(e.raw), uint64(e.off))
 	if err != nil {
 		return nil, err
+	}
+	if _, plain := bx.(plainBox); !plain {
+		*opened = payload // it may have grown
 	}
 	return r.dec.decode(dst, payload, e.codec, int(e.raw))
 }

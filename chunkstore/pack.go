@@ -20,7 +20,7 @@ import (
 //	  0   4 magic   "SHAL"
 //	  4   1 version 1
 //	  5   1 kind    see packKind
-//	  6   1 scheme  how records are sealed; 0: not at all
+//	  6   1 scheme  how records are sealed; 0: not at all, 1: seal_aes.go
 //	  7   1 zero
 //	  8  16 salt    the keys of this object's records derive from it; random in data and tree packs, so that no pack ever
 //	                has the name of one that was there before and may be condemned
@@ -262,9 +262,10 @@ func (p *packBuilder) reset(s sealer, kind packKind) error {
 		if _, err := rand.Read(p.header.salt[:]); err != nil {
 			return err
 		}
+		s.mark(&p.header.salt)
 	}
 	var err error
-	if p.box, err = s.box(p.header.salt); err != nil {
+	if p.box, err = s.box(kind, p.header.salt); err != nil {
 		return err
 	}
 	p.buf = p.header.append(p.buf[:0])
@@ -332,7 +333,7 @@ func decodePackTail(s sealer, header, tail []byte, packLen uint64) (*packTable, 
 		return nil, &errShortTail{need: need}
 	}
 	tail = tail[uint64(len(tail))-need:]
-	b, err := s.box(h.salt)
+	b, err := s.box(h.kind, h.salt)
 	if err != nil {
 		return nil, err
 	}

@@ -27,6 +27,9 @@ func (r *Repository) readPackTable(ctx context.Context, object string) (*packTab
 	if err := r.be.ReadAt(ctx, object, header, 0); err != nil {
 		return nil, 0, err
 	}
+	if err := r.learnEpoch(ctx, header); err != nil {
+		return nil, 0, err
+	}
 	t, err := r.readPackTail(ctx, object, header, st.Size)
 	if err != nil {
 		return nil, 0, err

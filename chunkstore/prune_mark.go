@@ -262,7 +262,7 @@ func (p *prune) copyPack(ctx context.Context, w *Writer, pack *prunedPack) error
 	if err != nil {
 		return err
 	}
-	bx, err := p.r.sealer.box(t.header.salt)
+	bx, err := p.r.box(ctx, t.header.kind, t.header.salt)
 	if err != nil {
 		return err
 	}
@@ -271,8 +271,9 @@ func (p *prune) copyPack(ctx context.Context, w *Writer, pack *prunedPack) error
 		to = w.tree
 	}
 	entries := slices.DeleteFunc(t.entries, func(e tableEntry) bool { return !p.kept(pack, &e) })
-	buf := p.r.getBuf(0)
+	buf, opened := p.r.getBuf(p.r.cfg.MaxChunk), p.r.getBuf(p.r.cfg.MaxChunk)
 	defer p.r.putBuf(buf)
+	defer p.r.putBuf(opened)
 	for len(entries) > 0 {
 		n, from, end := 1, entries[0].off, entries[0].off+entries[0].stored
 		for n < len(entries) && entries[n].off-end <= batchGap && entries[n].off+entries[n].stored-from <= batchMax {
@@ -285,7 +286,7 @@ func (p *prune) copyPack(ctx context.Context, w *Writer, pack *prunedPack) error
 		}
 		for i := range entries[:n] {
 			e := &entries[i]
-			payload, err := openRecord((*buf)[e.off-from:][:e.stored], bx, &e.id, e.codec, int(e.raw), uint64(e.off))
+			payload, err := openRecordTo(*opened, (*buf)[e.off-from:][:e.stored], bx, &e.id, e.codec, int(e.raw), uint64(e.off))
 			if err != nil {
 				return &CorruptError{Object: pack.object(), Off: int64(e.off), Err: err}
 			}

@@ -251,7 +251,7 @@ func (w *Writer) copyRecordAt(ctx context.Context, to *packStream, id *ID, l loc
 	if err := w.r.be.ReadAt(ctx, object, *buf, int64(l.off)); err != nil {
 		return readError(object, int64(l.off), err)
 	}
-	bx, err := w.r.sealer.box(l.pack.salt)
+	bx, err := w.r.box(ctx, l.pack.kind, l.pack.salt)
 	if err != nil {
 		return err
 	}

@@ -69,7 +69,7 @@ func (r *Repository) readRecordAt(ctx context.Context, id *ID, l location, dst [
 
 // readStored reads a record's stored bytes, into a buffer to be given back with putBuf.
 func (r *Repository) readStored(ctx context.Context, l location) (*[]byte, box, error) {
-	bx, err := r.sealer.box(l.pack.salt)
+	bx, err := r.box(ctx, l.pack.kind, l.pack.salt)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -207,7 +207,7 @@ func (b *batch) readRun(ctx context.Context, run []batchItem) error {
 		}
 		return b.readOther(ctx, run[0], readError(object, int64(first.off), err))
 	}
-	bx, err := b.r.sealer.box(first.pack.salt)
+	bx, err := b.r.box(ctx, first.pack.kind, first.pack.salt)
 	if err != nil {
 		return err
 	}

@@ -22,11 +22,7 @@ type ReindexReport struct {
 // damaged. Backups and other writers may run meanwhile: their
 // packs are found, or are in segments written after this listing, which stay. It returns the repository, open.
 func Reindex(ctx context.Context, be backend.Backend, o Options, progress func(done, total int)) (*Repository, *ReindexReport, error) {
-	cfg, err := loadConfig(ctx, be)
-	if err != nil {
-		return nil, nil, err
-	}
-	r, err := newRepository(be, cfg, o)
+	r, err := openWithoutIndex(ctx, be, o)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -23,6 +23,8 @@ type Options struct {
 	Parallel int
 	// Damaged is told of each damage that a read met and another copy of the record made good; from several goroutines; may be nil.
 	Damaged func(err error)
+	// Credentials open a sealed repository.
+	Credentials Credentials
 }
 
 // Repository is an open repository.
@@ -31,6 +33,7 @@ type Repository struct {
 	cfg      Config
 	opts     Options
 	sealer   sealer
+	keys     *keyring // nil: not sealed
 	chunkIDs *hasher
 	nodeIDs  *hasher
 	nameKey  *hasher
@@ -45,7 +48,7 @@ type Repository struct {
 	off      pruneRules              // rules that tests switch off; all are on
 }
 
-// Init makes a repository at be. ErrRepositoryExists when there is one.
+// Init makes a repository at be, sealed if there are recipients. ErrRepositoryExists when there is one.
 func Init(ctx context.Context, be backend.Backend, o InitOptions) (Config, error) {
 	cfg, err := newConfig(o)
 	if err != nil {
@@ -58,12 +61,21 @@ func Init(ctx context.Context, be backend.Backend, o InitOptions) (Config, error
 	if err := provePutIfAbsent(ctx, be); err != nil {
 		return cfg, fmt.Errorf("%s: %w", be.Location(), err)
 	}
-	err = be.PutIfAbsent(ctx, objectConfig, b)
+	undo, err := initKeys(ctx, be, &cfg, o.Recipients) // first: a configuration without a key would be no use to anybody
+	if err == nil {
+		err = be.PutIfAbsent(ctx, objectConfig, b)
+	}
 	if errors.Is(err, backend.ErrExist) {
-		return cfg, fmt.Errorf("%s: %w", be.Location(), ErrRepositoryExists)
+		err = fmt.Errorf("%s: %w", be.Location(), ErrRepositoryExists)
+	} else if err != nil {
+		err = fmt.Errorf("write the repository's configuration: %w", err)
 	}
 	if err != nil {
-		return cfg, fmt.Errorf("write the repository's configuration: %w", err)
+		return cfg, errors.Join(err, undo())
+	}
+	newPins(o.CacheDir, be.Location(), &cfg).renew(&cfg)
+	if cfg.Sealed() {
+		cfg.Secret = ""
 	}
 	return cfg, nil
 }
@@ -93,13 +105,9 @@ func provePutIfAbsent(ctx context.Context, be backend.Backend) error {
 }
 
 // Open opens the repository at be: it reads the configuration and lists the index, of which it fetches what the cache lacks.
-// Errors: ErrNoRepository, ErrUnsupported, ErrCorrupt.
+// Errors: ErrNoRepository, ErrUnsupported, ErrCorrupt; ErrSealed, ErrKey, ErrNotSealed, ErrReplaced.
 func Open(ctx context.Context, be backend.Backend, o Options) (*Repository, error) {
-	cfg, err := loadConfig(ctx, be)
-	if err != nil {
-		return nil, err
-	}
-	r, err := newRepository(be, cfg, o)
+	r, err := openWithoutIndex(ctx, be, o)
 	if err != nil {
 		return nil, err
 	}
@@ -110,13 +118,42 @@ func Open(ctx context.Context, be backend.Backend, o Options) (*Repository, erro
 	return r, nil
 }
 
-// newRepository is Open without looking at the index.
-func newRepository(be backend.Backend, cfg Config, o Options) (*Repository, error) {
+// openWithoutIndex is Open without looking at the index.
+func openWithoutIndex(ctx context.Context, be backend.Backend, o Options) (*Repository, error) {
+	cfg, err := loadConfig(ctx, be)
+	if err != nil {
+		return nil, err
+	}
+	pins := newPins(o.CacheDir, be.Location(), &cfg)
+	if err := pins.checkConfig(&cfg); err != nil {
+		return nil, err
+	}
+	if !cfg.Sealed() {
+		if o.Credentials.Sealed {
+			return nil, fmt.Errorf("%s: %w", be.Location(), ErrNotSealed)
+		}
+		return newRepository(be, cfg, nil, o)
+	}
+	keys, err := unlock(ctx, be, &cfg, o.Credentials)
+	if err != nil {
+		return nil, err
+	}
+	if err := pins.checkKeys(&cfg, keys.sealer.masters()); err != nil {
+		return nil, err
+	}
+	return newRepository(be, cfg, keys, o)
+}
+
+// newRepository makes the repository of that configuration; keys are for a sealed one.
+func newRepository(be backend.Backend, cfg Config, keys *keyring, o Options) (*Repository, error) {
 	if o.Parallel <= 0 {
 		o.Parallel = runtime.GOMAXPROCS(0)
 	}
 	var s secret
-	if _, err := hex.Decode(s[:], []byte(cfg.Secret)); err != nil {
+	var seal sealer = plainSealer{}
+	if keys != nil {
+		s, seal = keys.sealer.masters()[0], keys.sealer
+	} else if _, err := hex.Decode(s[:], []byte(cfg.Secret)); err != nil {
 		return nil, err
 	}
 	dec, err := newDecoder()
@@ -124,7 +161,7 @@ func newRepository(be backend.Backend, cfg Config, o Options) (*Repository, erro
 		return nil, err
 	}
 	r := &Repository{
-		be: be, cfg: cfg, opts: o, sealer: plainSealer{}, dec: dec,
+		be: be, cfg: cfg, opts: o, sealer: seal, keys: keys, dec: dec,
 		chunkIDs: newHasher(s.derive(contextChunk)),
 		nodeIDs:  newHasher(s.derive(contextNode)),
 		nameKey:  newHasher(s.derive(contextName)),

@@ -10,40 +10,43 @@ type sealer interface {
 	scheme() byte
 	// overhead is by how many bytes a sealed record is longer than a plain one.
 	overhead() int
-	// box is for the records of one object; its keys depend on the salt, which is random for each object.
-	box(salt [saltLen]byte) (box, error)
+	// mark makes salt, of random bytes, one for new objects.
+	mark(salt *[saltLen]byte)
+	// box is for the records of one object; its keys depend on the kind and on the salt, which is random for each object.
+	box(kind packKind, salt [saltLen]byte) (box, error)
 }
 
-// box seals the records of one object. off, the record's place in the object, is unique in it. aad is authenticated too.
+// box seals the records of one object. off, the record's place in the object, is unique in it. aad is authenticated too. What open
+// takes may be used by many goroutines; seal only by one, or an object would have two records in one place.
 type box interface {
 	// seal appends the sealed form of plain to dst.
-	seal(dst, plain []byte, off uint64, aad []byte) []byte
+	seal(dst, plain []byte, off uint64, aad recordAAD) []byte
 	// open appends the plain form of sealed to dst; an error means that the bytes, their place or aad are not what was sealed.
-	// An identity box returns sealed itself when dst is nil.
-	open(dst, sealed []byte, off uint64, aad []byte) ([]byte, error)
+	open(dst, sealed []byte, off uint64, aad recordAAD) ([]byte, error)
 }
 
 const (
 	saltLen = 16
 
 	schemePlain = 0
+	schemeAES   = 1 // seal_aes.go
 )
 
 // plainSealer stores records as they are.
 type plainSealer struct{}
 
-func (plainSealer) scheme() byte                   { return schemePlain }
-func (plainSealer) overhead() int                  { return 0 }
-func (plainSealer) box([saltLen]byte) (box, error) { return plainBox{}, nil }
+func (plainSealer) scheme() byte                             { return schemePlain }
+func (plainSealer) overhead() int                            { return 0 }
+func (plainSealer) mark(*[saltLen]byte)                      {}
+func (plainSealer) box(packKind, [saltLen]byte) (box, error) { return plainBox{}, nil }
 
 type plainBox struct{}
 
-func (plainBox) seal(dst, plain []byte, _ uint64, _ []byte) []byte { return append(dst, plain...) }
+func (plainBox) seal(dst, plain []byte, _ uint64, _ recordAAD) []byte {
+	return append(dst, plain...)
+}
 
-func (plainBox) open(dst, sealed []byte, _ uint64, _ []byte) ([]byte, error) {
-	if dst == nil {
-		return sealed, nil
-	}
+func (plainBox) open(dst, sealed []byte, _ uint64, _ recordAAD) ([]byte, error) {
 	return append(dst, sealed...), nil
 }
 

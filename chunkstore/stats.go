@@ -14,6 +14,7 @@ type RepositoryStats struct {
 	Location    string      `json:"location"`
 	Version     int         `json:"version"`
 	Compression Compression `json:"compression"`
+	Encrypted   bool        `json:"encrypted"`
 	Volumes     int         `json:"volumes"`
 	Backups     int         `json:"backups"`
 	DataPacks   Usage       `json:"data_packs"`
@@ -44,7 +45,7 @@ func (r *Repository) Stats(ctx context.Context) (*RepositoryStats, error) {
 	if err := r.index.refresh(ctx); err != nil {
 		return nil, err
 	}
-	s := &RepositoryStats{ID: r.cfg.ID, Location: r.be.Location(), Version: r.cfg.Version, Compression: r.cfg.Compression}
+	s := &RepositoryStats{ID: r.cfg.ID, Location: r.be.Location(), Version: r.cfg.Version, Compression: r.cfg.Compression, Encrypted: r.Sealed()}
 	trash := r.index.trashSet()
 	err := r.be.List(ctx, "", func(o backend.Object) error {
 		s.Stored += o.Size

@@ -25,8 +25,8 @@ const readyWord = "ready\n"
 // Ready. When it calls Failed or ends before that, Detach returns why; when ctx ends first, the process is told to end.
 //
 // A mount must not die with the command, the terminal or the daemon that asked for it: its readers would be left with errors.
-// log gets the process's stdout and stderr; nil discards them.
-func Detach(ctx context.Context, args []string, log *os.File) (pid int, err error) {
+// input is what it finds on its stdin; log gets its stdout and stderr, nil discards them.
+func Detach(ctx context.Context, args []string, input []byte, log *os.File) (pid int, err error) {
 	self, err := os.Executable()
 	if err != nil {
 		return 0, fmt.Errorf("find this program: %w", err)
@@ -44,6 +44,12 @@ func Detach(ctx context.Context, args []string, log *os.File) (pid int, err erro
 	if log != nil {
 		cmd.Stdout, cmd.Stderr = log, log
 	}
+	stdin, err := inputPipe(input)
+	if err != nil {
+		return 0, errors.Join(err, report.Close())
+	}
+	defer stdin.Close()
+	cmd.Stdin = stdin
 	err = cmd.Start()
 	report.Close() // else the pipe would not end with the child
 	if err != nil {
@@ -66,6 +72,22 @@ func Detach(ctx context.Context, args []string, log *os.File) (pid int, err erro
 	default:
 		return 0, fmt.Errorf("the mount's process ended before the mount was ready: %w", ended(cmd))
 	}
+}
+
+// inputPipe is a pipe's end from which input is read; it may be secret, so it is in no file.
+func inputPipe(input []byte) (*os.File, error) {
+	if len(input) == 0 {
+		return os.Open(os.DevNull)
+	}
+	out, in, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	go func() { // ends when all is read, or nobody can read any more
+		_, _ = in.Write(input)
+		_ = in.Close()
+	}()
+	return out, nil
 }
 
 // end asks the process to unmount and go, and waits for it.

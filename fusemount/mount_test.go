@@ -370,7 +370,7 @@ func TestDetach(t *testing.T) {
 	needFUSE(t)
 	dir := t.TempDir()
 	t.Setenv(serveEnv, dir)
-	pid, err := Detach(t.Context(), nil, nil)
+	pid, err := Detach(t.Context(), nil, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -425,7 +425,7 @@ func TestDetachFails(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Setenv(tc.env, tc.value)
-			_, err := Detach(t.Context(), nil, nil)
+			_, err := Detach(t.Context(), nil, nil, nil)
 			if err == nil || !strings.Contains(err.Error(), tc.want) {
 				t.Fatalf("%v, want an error with %q", err, tc.want)
 			}
@@ -435,7 +435,7 @@ func TestDetachFails(t *testing.T) {
 		t.Setenv(hangEnv, "1")
 		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 		defer cancel()
-		if _, err := Detach(ctx, nil, nil); !errors.Is(err, context.DeadlineExceeded) {
+		if _, err := Detach(ctx, nil, nil, nil); !errors.Is(err, context.DeadlineExceeded) {
 			t.Fatalf("%v, want DeadlineExceeded", err)
 		}
 	})

@@ -42,14 +42,35 @@ func (a *app) repositoryAdvice(cmd *cobra.Command, err error) string {
 		return shale("repo init") + " makes one."
 	case errors.Is(err, chunkstore.ErrRepositoryExists):
 		return "Use it as it is, or name another folder. 'shale repo stats' says what it holds."
+	case errors.Is(err, chunkstore.ErrSealed):
+		return "Give --password-file, --password-command or --identity-file, or set $SHALE_PASSWORD; on a terminal shale asks."
+	case errors.Is(err, chunkstore.ErrNotSealed):
+		return "If it should be, somebody may have replaced it: do not use it. If not, leave the password out, or add --allow-plain."
+	case errors.Is(err, chunkstore.ErrReplaced):
+		return replacedAdvice(err)
+	case errors.Is(err, chunkstore.ErrKey) && !damaged(err):
+		return shale("repo key list") + " shows, to whoever has one of its keys, which there are. There is no way around them."
+	case errors.Is(err, chunkstore.ErrLastKey):
+		return "Add another first: " + shale("repo key add") + "."
 	case errors.Is(err, chunkstore.ErrUnsupported):
 		return fmt.Sprintf("A newer shale wrote it: use that one. This is %s.", buildVersion().Version)
 	case damaged(err):
 		return damageAdvice(cmd, err, shale)
+	case errors.As(err, &missing) && missing.What == "key":
+		return shale("repo key list") + " shows what there is."
 	case errors.As(err, &missing):
 		return shale("backup list") + " shows what there is."
 	}
 	return ""
+}
+
+func replacedAdvice(err error) string {
+	var r *chunkstore.ReplacedError
+	if !errors.As(err, &r) {
+		return ""
+	}
+	return "If nobody is known to have done that, somebody may want your next backup: do not use it. If it is right, remove\n" +
+		r.File + ", where the other is remembered."
 }
 
 func damageAdvice(cmd *cobra.Command, err error, shale func(command string) string) string {
@@ -58,6 +79,8 @@ func damageAdvice(cmd *cobra.Command, err error, shale func(command string) stri
 	switch {
 	case c != nil && c.Object == "config":
 		return "Without its configuration the repository cannot be read. Put back the file 'config' from a copy: it never changes."
+	case c != nil && (strings.HasPrefix(c.Object, "keys/") || strings.HasPrefix(c.Object, "epochs/")):
+		return "Put the object back from a copy of the repository, or open it with another key: the other objects are not touched by this."
 	case c != nil && strings.HasPrefix(c.Object, "index/"), errors.Is(err, chunkstore.ErrNotFound):
 		return shale("repo reindex") + " makes the index anew from the packs."
 	case errors.Is(err, chunkstore.ErrCorrupt), errors.Is(err, errDamage) && slices.Contains([]string{"list", "forget", "sync"}, cmd.Name()):

@@ -96,7 +96,11 @@ func (a *app) detachMount(ctx context.Context, url, dir string, o mountOptions) 
 	if o.log != "" {
 		again = append(again, "--log="+o.log)
 	}
-	pid, err := fusemount.Detach(ctx, append(again, "--", url, dir), nil)
+	again, secrets, err := a.handOver(again)
+	if err != nil {
+		return err
+	}
+	pid, err := fusemount.Detach(ctx, append(again, "--", url, dir), secrets, nil)
 	if err != nil {
 		return interrupted(ctx, err, "nothing is mounted")
 	}

@@ -50,7 +50,7 @@ func damaged(err error) bool {
 	case errors.Is(err, errDamage), errors.Is(err, chunkstore.ErrCorrupt), errors.Is(err, thin.ErrDamaged):
 		return true
 	case errors.As(err, &missing): // what a listed backup refers to must be there
-		return missing.What != "backup" && missing.What != "volume"
+		return missing.What != "backup" && missing.What != "volume" && missing.What != "key"
 	}
 	return false
 }

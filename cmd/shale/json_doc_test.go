@@ -156,7 +156,11 @@ type jsonCommand struct {
 func (c *jsonCommand) run(code int, args ...string) map[string]any {
 	c.t.Helper()
 	values := c.values(code, args...)
-	section := "shale " + strings.Join(args[:min(2, len(args))], " ")
+	words := 2
+	if len(args) > 2 && args[1] == "key" { // the one group in a group
+		words = 3
+	}
+	section := "shale " + strings.Join(args[:min(words, len(args))], " ")
 	if len(values) != 1 {
 		c.t.Fatalf("%s printed %d values, want one: %v", section, len(values), values)
 	}
@@ -230,6 +234,7 @@ func TestJSONIsDocumented(t *testing.T) {
 	c.run(0, "repo", "reindex", repo)
 	c.mount(repo)
 	c.copies(repo, url)
+	c.keys(filepath.Join(dir, "sealed"))
 	c.forget(repo, image)
 	c.prune(repo, filepath.Join(dir, "copy"), image)
 	c.damage(repo, url)
@@ -450,4 +455,28 @@ func (c *jsonCommand) mount(repo string) {
 		err = fmt.Errorf("%v: %w: %s", umount, err, out)
 	}
 	c.t.Error(err)
+}
+
+// keys makes an encrypted repository and asks the commands about its keys.
+func (c *jsonCommand) keys(repo string) {
+	c.t.Helper()
+	mine, others := writeIdentity(c.t, 0), testRecipients[1]
+	c.run(0, "repo", "init", repo, "--recipient", testRecipients[0])
+	with := []string{"--identity-file", mine}
+	added := c.run(0, append([]string{"repo", "key", "add", repo, "--recipient", others, "--label", "laptop"}, with...)...)
+	c.run(0, append([]string{"repo", "key", "list", repo}, with...)...)
+	foreign, err := os.ReadFile(filepath.Join(repo, "keys", added["id"].(string)))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.run(0, append([]string{"repo", "key", "remove", repo, added["id"].(string)}, with...)...)
+	c.run(0, append([]string{"repo", "key", "rotate", repo}, with...)...)
+	if err := os.WriteFile(filepath.Join(repo, "keys", added["id"].(string)), foreign, 0o600); err != nil {
+		c.t.Fatal(err)
+	}
+	c.run(0, append([]string{"repo", "key", "rotate", repo}, with...)...)
+	if err := os.WriteFile(filepath.Join(repo, "keys", added["id"].(string)), foreign[:100], 0o600); err != nil {
+		c.t.Fatal(err)
+	}
+	c.run(3, append([]string{"repo", "key", "list", repo}, with...)...)
 }

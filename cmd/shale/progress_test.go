@@ -103,8 +103,8 @@ func TestProgressStaysOffStdout(t *testing.T) {
 	}
 }
 
-// terminal opens a pseudo-terminal; what is written to it is in the buffer when it was closed.
-func terminal(t *testing.T) (tty *os.File, read func() string) {
+// openTerminal opens a pseudo-terminal and its other end.
+func openTerminal(t *testing.T) (tty, ptmx *os.File) {
 	t.Helper()
 	ptmx, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
@@ -124,6 +124,13 @@ func terminal(t *testing.T) (tty *os.File, read func() string) {
 	if err != nil {
 		t.Skip(err)
 	}
+	return tty, ptmx
+}
+
+// terminal opens a pseudo-terminal; what is written to it is in the buffer when it was closed.
+func terminal(t *testing.T) (tty *os.File, read func() string) {
+	t.Helper()
+	tty, ptmx := openTerminal(t)
 	text := make(chan string)
 	go func() {
 		b, _ := io.ReadAll(ptmx) // ends with EIO when the terminal is closed

@@ -29,7 +29,11 @@ counted once. Only listings and the index are read.`,
 				return a.printJSON(s)
 			}
 			w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
-			fmt.Fprintf(w, "repository\t%s\nid\t%s\nformat\t%d, %s\n", s.Location, s.ID, s.Version, s.Compression)
+			sealed := "not encrypted"
+			if s.Encrypted {
+				sealed = "encrypted"
+			}
+			fmt.Fprintf(w, "repository\t%s\nid\t%s\nformat\t%d, %s, %s\n", s.Location, s.ID, s.Version, s.Compression, sealed)
 			fmt.Fprintf(w, "backups\t%d of %d volumes\n", s.Backups, s.Volumes)
 			fmt.Fprintf(w, "stored\t%s\n", size(s.Stored))
 			fmt.Fprintf(w, "data packs\t%d, %s\n", s.DataPacks.Objects, size(s.DataPacks.Bytes))

@@ -18,6 +18,16 @@ const cacheEnv = "SHALE_CACHE_DIR"
 
 // repositoryOptions says how this process uses a repository.
 func (a *app) repositoryOptions() (chunkstore.Options, error) {
+	dir, err := a.cacheFolder()
+	if err != nil {
+		return chunkstore.Options{}, err
+	}
+	c, err := a.credentials()
+	return chunkstore.Options{CacheDir: dir, Parallel: a.parallel, Damaged: a.damageNotes(), Credentials: c}, err
+}
+
+// cacheFolder is there when it returns.
+func (a *app) cacheFolder() (string, error) {
 	dir := a.cacheDir
 	if dir == "" {
 		dir = os.Getenv(cacheEnv)
@@ -28,17 +38,17 @@ func (a *app) repositoryOptions() (chunkstore.Options, error) {
 	if dir == "" {
 		user, err := os.UserCacheDir()
 		if err != nil {
-			return chunkstore.Options{}, fmt.Errorf("cache folder: %w; --cache-dir names one", err)
+			return "", fmt.Errorf("cache folder: %w; --cache-dir names one", err)
 		}
 		dir = filepath.Join(user, "shale")
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return chunkstore.Options{}, fmt.Errorf("cache folder: %w; --cache-dir or $%s names another", err, cacheEnv)
+		return "", fmt.Errorf("cache folder: %w; --cache-dir or $%s names another", err, cacheEnv)
 	}
 	if fs := networkFS(dir); fs != "" {
 		a.note("the cache folder %s is on %s, which is slow and can fail under shale; --cache-dir or $%s names a local one", dir, fs, cacheEnv)
 	}
-	return chunkstore.Options{CacheDir: dir, Parallel: a.parallel, Damaged: a.damageNotes()}, nil
+	return dir, nil
 }
 
 // networkFS names the network file system that dir is on; empty: none that is known.
@@ -119,6 +129,6 @@ does as well.
 	}
 	asGroup(cmd)
 	cmd.AddCommand(newRepoInitCommand(a), newRepoStatsCommand(a), newRepoCheckCommand(a), newRepoReindexCommand(a), newRepoPruneCommand(a),
-		newRepoSyncCommand(a))
+		newRepoSyncCommand(a), newRepoKeyCommand(a))
 	return cmd
 }

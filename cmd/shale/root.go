@@ -32,6 +32,7 @@ type app struct {
 	answered bool // printJSON was called
 
 	progressEvery time.Duration   // between lines of progress where there is no terminal
+	secrets       secrets         // of encrypted repositories
 	location      engine.Location // the repository that was named, for advice
 }
 
@@ -93,7 +94,10 @@ Environment:
                      what --s3-endpoint, --s3-ca-file and --s3-addressing say. AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL and
                      AWS_CA_BUNDLE are known too.
     AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_PROFILE, AWS_REGION, ...
-                     credentials and region for S3.`,
+                     credentials and region for S3.
+    SHALE_PASSWORD, SHALE_PASSWORD_FILE, SHALE_IDENTITY_FILE
+                     the password of an encrypted repository, a file with it, a file of private keys. --password-file,
+                     --password-command and --identity-file go before them. With none of all these a password is asked for, on a terminal.`,
 		Example: `  shale repo init /srv/backups
   shale backup create vg0/db --dest /srv/backups --volume db
   shale backup mount /srv/backups /mnt/backups
@@ -105,6 +109,7 @@ Environment:
 				return usagef(cmd, "--parallel is %d, want 1 or more, or 0 for the default", a.parallel)
 			}
 			a.begun = time.Now()
+			a.secrets.stop = cmd.Context().Done()
 			return a.priority.apply(cmd)
 		},
 	}
@@ -121,6 +126,7 @@ Environment:
 	a.s3.register(f)
 	f.IntVar(&a.priority.nice, "nice", 0, "run at niceness `N`, from 19, behind everybody, to -20 (default: as it was started)")
 	f.StringVar(&a.priority.ionice, "ionice", "", "use disks in `CLASS[:LEVEL]`: idle, best-effort:0 to best-effort:7, realtime:... (default: as it was started)")
+	a.secrets.addFlags(f)
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return &usageError{err: err, command: cmd.CommandPath()}
 	})
