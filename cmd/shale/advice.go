@@ -43,9 +43,9 @@ func (a *app) repositoryAdvice(cmd *cobra.Command, err error) string {
 	case errors.Is(err, chunkstore.ErrRepositoryExists):
 		return "Use it as it is, or name another folder. 'shale repo stats' says what it holds."
 	case errors.Is(err, chunkstore.ErrSealed):
-		return "Give --password-file, --password-command or --identity-file, or set $SHALE_PASSWORD; on a terminal shale asks."
+		return "Give --password-file, --password-command or --identity-file, or set $SHALE_PASSWORD; on a terminal shale asks." + fromAdvice(cmd)
 	case errors.Is(err, chunkstore.ErrNotSealed):
-		return "If it should be, somebody may have replaced it: do not use it. If not, leave the password out, or add --allow-plain."
+		return "If it should be, somebody may have replaced it: do not use it. If not, leave the password out, or add --allow-plain." + fromAdvice(cmd)
 	case errors.Is(err, chunkstore.ErrReplaced):
 		return replacedAdvice(err)
 	case errors.Is(err, chunkstore.ErrKey) && !damaged(err):
@@ -62,6 +62,14 @@ func (a *app) repositoryAdvice(cmd *cobra.Command, err error) string {
 		return shale("backup list") + " shows what there is."
 	}
 	return ""
+}
+
+// fromAdvice is for commands that open two repositories.
+func fromAdvice(cmd *cobra.Command) string {
+	if cmd.Flags().Lookup("from-password-file") == nil {
+		return ""
+	}
+	return "\nFor the repository that is copied from: --from-password-file and so on."
 }
 
 func replacedAdvice(err error) string {

@@ -21,6 +21,7 @@ type copyAnswer struct {
 
 func newBackupCopyCommand(a *app) *cobra.Command {
 	var compression string
+	var secrets fromSecrets
 	cmd := &cobra.Command{
 		Use:   "copy BACKUP-URL URL",
 		Short: "Copy a backup into another repository",
@@ -32,7 +33,8 @@ The copy keeps the volume, the time, the host and the labels; and the ID, unless
 backup that it has already, by whatever way, is not copied again. The next 'backup create' into the other repository may compare
 with the copy: it then reads only what changed since. (The snapshot of a thin volume that this takes stays the first repository's.)
 
-Interrupted, it goes on when the same command is given again. 'shale repo sync' copies all that a repository lacks.`,
+Interrupted, it goes on when the same command is given again. 'shale repo sync' copies all that a repository lacks.
+` + fromHelp,
 		Example: `  shale backup copy 'vfs:///srv/backups?backup=backup-1a1fdc69ab53f7ad&volume=db' /mnt/offsite`,
 		Args:    exactArgs("BACKUP-URL", "URL"),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
@@ -40,7 +42,9 @@ Interrupted, it goes on when the same command is given again. 'shale repo sync' 
 			if err := checkCompression(cmd, compression); err != nil {
 				return err
 			}
+			restore := secrets.use(a)
 			from, source, b, err := a.openBackup(ctx, args[0])
+			restore()
 			if err != nil {
 				return err
 			}
@@ -63,6 +67,7 @@ Interrupted, it goes on when the same command is given again. 'shale repo sync' 
 		},
 	}
 	cmd.Flags().StringVar(&compression, "compression", "", "`CODEC`: none, s2, zstd:1 to zstd:4 (default: that of the repository copied to)")
+	secrets.addFlags(cmd.Flags())
 	completeCompression(cmd)
 	return cmd
 }

@@ -115,6 +115,34 @@ func TestCopyDamage(t *testing.T) {
 	}
 }
 
+// Two encrypted repositories with keys of their own, and a plain one beside them.
+func TestCopyEncrypted(t *testing.T) {
+	s := newSession(t)
+	plain, sealed, other := s.init(), s.path("sealed"), s.path("other")
+	content := noise(56, 1<<20)
+	url := s.create(plain, s.image("a", content), "a")
+	password := s.image("password", []byte("of sealed\n"))
+	identity := writeIdentity(t, 1)
+	s.run(0, "repo", "init", sealed, "--encrypt", "--password-file", password)
+	s.run(0, "repo", "init", other, "--recipient", testRecipients[1])
+
+	got := s.run(1, "backup", "copy", url, sealed, "--password-file", password)
+	says(t, got.talk, "not encrypted", "--from-password-file and so on")
+	s.run(0, "backup", "copy", url, sealed, "--password-file", password, "--from-allow-plain")
+	says(t, s.run(1, "repo", "sync", plain, sealed).talk, "is encrypted", "--from-password-file and so on")
+
+	says(t, s.run(1, "repo", "sync", sealed, other, "--identity-file", identity).talk, "wrong password, or no private key", "repo key list vfs://"+sealed)
+	says(t, s.run(1, "repo", "sync", sealed, other, "--from-password-file", password).talk, other, "is encrypted")
+	says(t, s.run(1, "repo", "sync", sealed, other, "--from-password-file", s.path("none"), "--identity-file", identity).talk, "--from-password-file")
+	says(t, s.run(0, "repo", "sync", sealed, other, "--from-password-file", password, "--identity-file", identity).out, "1 of 1 backups")
+	says(t, s.run(0, "repo", "sync", sealed, other, "--password-file", password, "--identity-file", identity).out, "0 of 1 backups") // both for both
+	says(t, s.run(0, "repo", "sync", other, plain, "--from-identity-file", identity).out, "0 of 1 backups", "1 were there")
+	s.run(0, "backup", "restore", strings.Replace(url, plain, other, 1), s.path("out"), "--identity-file", identity)
+	if !bytes.Equal(s.read(s.path("out")), content) {
+		t.Error("the copy's copy restores to something else")
+	}
+}
+
 func TestSyncInterrupted(t *testing.T) {
 	s := newSession(t)
 	repo, offsite := s.init(), s.path("offsite")

@@ -35,6 +35,7 @@ type secrets struct {
 	identityFiles   []string // --identity-file
 	allowPlain      bool     // --allow-plain
 	fromStdin       bool     // --secrets-from-stdin: a handedSecrets
+	prefix          string   // of the names of these flags: "", or "from-" (copy_from.go)
 
 	stdin []byte          // read once: two repositories may be opened with it
 	used  handedSecrets   // what this process has read, for one that it starts
@@ -57,17 +58,20 @@ func (s *secrets) addFlags(f *pflag.FlagSet) {
 	_ = f.MarkHidden("secrets-from-stdin")
 }
 
+// flag is a flag's name, for messages.
+func (s *secrets) flag(name string) string { return "--" + s.prefix + name }
+
 // passwordSource gives one password, when it is needed.
 type passwordSource func() (string, error)
 
 // passwordSources are where the user said that a password is; flags go before the environment.
 func (a *app) passwordSources() (all []passwordSource) {
-	s := &a.secrets
+	s := a.secrets
 	for _, file := range s.passwordFiles {
-		all = append(all, func() (string, error) { return a.readPassword("--password-file", file) })
+		all = append(all, func() (string, error) { return a.readPassword(s.flag("password-file"), file) })
 	}
 	if s.passwordCommand != "" {
-		all = append(all, func() (string, error) { return a.runPasswordCommand("--password-command", s.passwordCommand) })
+		all = append(all, func() (string, error) { return a.runPasswordCommand(s.flag("password-command"), s.passwordCommand) })
 	}
 	if len(all) > 0 {
 		return all
@@ -95,7 +99,7 @@ func (a *app) credentials() (c chunkstore.Credentials, err error) {
 	for _, file := range files {
 		b, err := a.readSecretFile(file)
 		if err != nil {
-			return c, fmt.Errorf("--identity-file: %w", err)
+			return c, fmt.Errorf("%s: %w", s.flag("identity-file"), err)
 		}
 		ids, err := chunkstore.ParseIdentities(b, func() ([]byte, error) {
 			p, err := a.prompt("Passphrase of " + file + ": ")
@@ -103,7 +107,7 @@ func (a *app) credentials() (c chunkstore.Credentials, err error) {
 			return []byte(p), err
 		})
 		if err != nil {
-			return c, fmt.Errorf("--identity-file %s: %w", file, err)
+			return c, fmt.Errorf("%s %s: %w", s.flag("identity-file"), file, err)
 		}
 		s.used.Identities = append(s.used.Identities, b)
 		c.Identities = append(c.Identities, ids...)

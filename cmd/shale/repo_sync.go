@@ -32,6 +32,7 @@ type syncDamage struct {
 func newRepoSyncCommand(a *app) *cobra.Command {
 	var o engine.SyncOptions
 	var compression string
+	var secrets fromSecrets
 	cmd := &cobra.Command{
 		Use:   "sync URL URL",
 		Short: "Copy all backups that another repository lacks",
@@ -40,7 +41,8 @@ costs what it differs from the one before. Nothing is deleted in either: a backu
 one that was forgotten in the second is copied again if the first has it; not so with --newer. Both may be in use meanwhile.
 
 A backup that cannot be copied because of damage is told of, and the others are copied: exit code 3. Interrupted, it goes on when the same
-command is given again.`,
+command is given again.
+` + fromHelp,
 		Example: `  shale repo sync /srv/backups /mnt/offsite
   shale repo sync /srv/backups /mnt/offsite --volume db --newer --limit-upload 10M`,
 		Args: exactArgs("URL", "URL"),
@@ -49,22 +51,25 @@ command is given again.`,
 				return err
 			}
 			o.Compression = chunkstore.Compression(compression)
-			return a.repoSync(cmd, args[0], args[1], o)
+			return a.repoSync(cmd, args[0], args[1], &secrets, o)
 		},
 	}
 	cmd.Flags().StringVar(&o.Volume, "volume", "", "only the backups of the volume `NAME`")
 	cmd.Flags().BoolVar(&o.Newer, "newer", false, "leave out what is older than the newest backup that the second repository has of the volume")
 	cmd.Flags().StringVar(&compression, "compression", "", "`CODEC`: none, s2, zstd:1 to zstd:4 (default: that of the repository copied to)")
+	secrets.addFlags(cmd.Flags())
 	completeCompression(cmd)
 	return cmd
 }
 
-func (a *app) repoSync(cmd *cobra.Command, source, dest string, o engine.SyncOptions) (err error) {
+func (a *app) repoSync(cmd *cobra.Command, source, dest string, secrets *fromSecrets, o engine.SyncOptions) (err error) {
 	ctx := cmd.Context()
 	if l, err := a.parseLocation(source); err == nil && l.Backup != "" {
 		return usagef(cmd, "%s names a backup: 'shale backup copy' copies one", source)
 	}
+	restore := secrets.use(a)
 	from, sl, err := a.openRepository(ctx, source)
+	restore()
 	if err != nil {
 		return err
 	}
