@@ -33,6 +33,7 @@ type Backup struct {
 	Source  json.RawMessage   `json:"source,omitempty"` // what the next incremental backup compares with
 	Origin  *Origin           `json:"origin,omitempty"` // of a copy: the backup that was made of the volume itself
 	Trash   []string          `json:"trash,omitempty"`  // trash lists whose packs this backup is known not to need
+	Lock    *ObjectLock       `json:"lock,omitempty"`   // nothing that this backup needs can be deleted until then
 	Counts  Counts            `json:"counts"`
 }
 
@@ -143,6 +144,9 @@ func (w *Writer) PutBackup(ctx context.Context, b *Backup) error {
 	}
 	b.Version = backupVersion
 	b.Trash = nil
+	if w.lock == nil { // a lock in another repository
+		b.Lock = nil
+	}
 	if _, err := b.encode(); err != nil {
 		return err
 	}
@@ -153,7 +157,8 @@ func (w *Writer) PutBackup(ctx context.Context, b *Backup) error {
 	if err != nil {
 		return err
 	}
-	if err := w.putObject(ctx, prefixVolumes+w.r.volumeKey(b.Volume), kindVolume, volume, w.r.be.Put); err != nil {
+	err = w.putObject(ctx, prefixVolumes+w.r.volumeKey(b.Volume), kindVolume, volume, w.r.be.Put)
+	if err != nil && !errors.Is(err, backend.ErrRetained) { // locked, it is there
 		return fmt.Errorf("write the volume's name: %w", err)
 	}
 	if err := w.saveFromTrash(ctx, b); err != nil {
@@ -166,7 +171,10 @@ func (w *Writer) PutBackup(ctx context.Context, b *Backup) error {
 	if err := w.putObject(ctx, w.r.backupObject(b.Volume, b.ID), kindBackup, record, w.r.be.PutIfAbsent); err != nil {
 		return fmt.Errorf("write backup record: %w", err)
 	}
-	return w.checkRecorded(ctx, b)
+	if err := w.checkRecorded(ctx, b); err != nil || w.lock == nil {
+		return err
+	}
+	return w.lock.recorded(ctx, b)
 }
 
 // encode makes the record's JSON, if the record is possible.
@@ -387,7 +395,7 @@ func (r *Repository) ListBackups(ctx context.Context, volume string) ([]*Backup,
 	return all, nil
 }
 
-// DeleteBackup removes a backup record. What only it needed stays until a prune.
+// DeleteBackup removes a backup record. What only it needed stays until a prune. backend.ErrRetained while it is locked.
 func (r *Repository) DeleteBackup(ctx context.Context, volume, id string) error {
 	if !validBackupID(id) {
 		return &NotFoundError{What: "backup", Name: id}
@@ -398,7 +406,14 @@ func (r *Repository) DeleteBackup(ctx context.Context, volume, id string) error 
 	} else if err != nil {
 		return fmt.Errorf("delete backup record: %w", err)
 	}
-	if err := r.be.Delete(ctx, object); err != nil {
+	locker, err := r.locker(ctx)
+	if err == nil {
+		err = retained(ctx, locker, object)
+	}
+	if err == nil {
+		err = r.be.Delete(ctx, object)
+	}
+	if err != nil {
 		return fmt.Errorf("delete backup record: %w", err)
 	}
 	return nil

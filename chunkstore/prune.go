@@ -54,6 +54,7 @@ type PruneReport struct {
 	Unused    int64      `json:"unused"`     // bytes not needed that stay in packs that are in use
 	Stale     Usage      `json:"stale"`      // remains of broken-off writes, removed
 	Segments  int        `json:"segments"`   // index segments written
+	Locked    Usage      `json:"locked"`     // packs that would be condemned or deleted, but an object lock keeps
 	Damage    []Damage   `json:"damage"`     // packs that could not be copied and were left
 }
 
@@ -95,11 +96,12 @@ type prune struct {
 	trash   *trashSet
 	segs    []*segment
 	packs   map[packID]*prunedPack
-	uses    [][]*prunedPack     // by segment and its pack number; nil: there is no such pack
-	seen    [][]atomic.Uint64   // a bit for each entry of each segment: some backup needs it, and it is the place to keep
-	roots   map[key]struct{}    // of all backups
-	mu      sync.Mutex          // guards keep and the report's damage while packs are copied
-	keep    map[packID]struct{} // packs that could not be copied
+	uses    [][]*prunedPack      // by segment and its pack number; nil: there is no such pack
+	seen    [][]atomic.Uint64    // a bit for each entry of each segment: some backup needs it, and it is the place to keep
+	roots   map[key]struct{}     // of all backups
+	mu      sync.Mutex           // guards keep and the report's damage while packs are copied
+	keep    map[packID]struct{}  // packs that could not be copied
+	locker  backend.ObjectLocker // nil: there are no locks
 }
 
 // prunedPack is a pack and what becomes of it.
@@ -126,10 +128,21 @@ func (p *prune) run(ctx context.Context) error {
 	if err := p.look(ctx); err != nil {
 		return err
 	}
+	locker, err := p.r.locker(ctx)
+	if err != nil {
+		return err
+	}
+	p.locker = locker
 	if err := p.mark(ctx); err != nil {
 		return err
 	}
 	dead, repack, rescue := p.plan()
+	if dead, err = p.unlocked(ctx, dead); err == nil {
+		repack, err = p.unlocked(ctx, repack)
+	}
+	if err != nil {
+		return err
+	}
 	if p.o.DryRun {
 		p.foretell(dead, repack)
 		return nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
@@ -18,6 +19,9 @@ func (p *prune) sweep(ctx context.Context) error {
 		if _, kept := p.keep[id]; pack.due && !kept {
 			due[id] = struct{}{}
 		}
+	}
+	if err := p.unlockedDue(ctx, due); err != nil {
+		return err
 	}
 	gone, err := p.forget(ctx, due)
 	if err != nil {
@@ -77,12 +81,19 @@ func (p *prune) forget(ctx context.Context, due map[packID]struct{}) (bool, erro
 // remove deletes packs.
 func (p *prune) remove(ctx context.Context, due map[packID]struct{}) error {
 	var done atomic.Int64
+	var locked sync.Map // by packID
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(2 * p.r.opts.Parallel)
 	for id := range due {
 		pack := p.packs[id]
 		g.Go(func() error {
-			if err := p.r.be.Delete(gctx, pack.object()); err != nil {
+			err := p.r.be.Delete(gctx, pack.object())
+			if errors.Is(err, backend.ErrRetained) {
+				p.held(pack)
+				locked.Store(id, nil)
+				return nil
+			}
+			if err != nil {
 				return fmt.Errorf("delete pack: %w", err)
 			}
 			p.o.Progress("delete", done.Add(1), int64(len(due)))
@@ -93,6 +104,10 @@ func (p *prune) remove(ctx context.Context, due map[packID]struct{}) error {
 		return err
 	}
 	for id := range due {
+		if _, kept := locked.Load(id); kept {
+			delete(due, id)
+			continue
+		}
 		p.report.Freed.add(p.packs[id].size)
 	}
 	return nil

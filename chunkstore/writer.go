@@ -49,6 +49,7 @@ type Writer struct {
 	adding  sync.RWMutex
 	uploads sync.WaitGroup // packs under way
 
+	lock  *writerLock   // nil: nothing is to be locked
 	trash []string      // the trash lists there were when this Writer began
 	begun time.Duration // by bootTime
 
@@ -56,6 +57,7 @@ type Writer struct {
 	err      error
 	closed   bool
 	inflight map[key]struct{} // being stored, not yet in the index
+	packs    []string         // put by this Writer
 	bases    map[ID]BlobRef   // by root: what blobs of this Writer share subtrees with
 	built    map[ID]struct{}  // roots of blobs that this Writer finished
 
@@ -216,6 +218,7 @@ func (w *Writer) upload(kind packKind, b *packBuilder) error {
 	}
 	pending := w.r.index.addPending(packRef{id: id, salt: b.header.salt, kind: kind, size: int64(len(data))}, b.entries)
 	w.mu.Lock()
+	w.packs = append(w.packs, name)
 	for i := range b.entries {
 		delete(w.inflight, b.entries[i].id.key())
 	}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/shalebackup/shale/chunkstore"
+	"github.com/shalebackup/shale/chunkstore/backend"
 	"github.com/shalebackup/shale/chunkstore/backend/limit"
 	"github.com/shalebackup/shale/engine/source"
 )
@@ -25,6 +26,8 @@ type BackupOptions struct {
 	Compression chunkstore.Compression
 	Workers     int           // spans in work at once; default GOMAXPROCS, at least 2 so that reading and computing overlap
 	ReadRate    *limit.Bucket // at which all workers together read the source's data; nil: no limit
+	LockFor     Period           // for which nothing that the backup needs can be deleted; zero: it is not locked
+	LockMode    backend.LockMode // required for a lock
 	Progress    Progress
 }
 
@@ -34,12 +37,18 @@ type BackupResult struct {
 	Parent string             // ID of the backup it was compared with; empty: everything was read
 	Reason string             // why everything was read
 	Writer chunkstore.WriterStats
+	Lock   *chunkstore.LockReport // nil: it was not to be locked
 }
 
 // Backup stores the volume that opener opens as a new backup in the repository.
 func Backup(ctx context.Context, repo *chunkstore.Repository, opener source.Opener, o BackupOptions) (res *BackupResult, err error) {
 	if !chunkstore.ValidVolumeName(o.Volume) {
 		return nil, fmt.Errorf("volume name %q: letters, digits, '_', '.', '-', beginning with a letter or digit", o.Volume)
+	}
+	if !o.LockFor.IsZero() {
+		if err := repo.CanLock(ctx); err != nil { // before anything is read
+			return nil, fmt.Errorf("lock the backup: %w", err)
+		}
 	}
 	start := time.Now()
 	records := map[string]*chunkstore.Backup{}
@@ -81,12 +90,17 @@ func Backup(ctx context.Context, repo *chunkstore.Repository, opener source.Open
 	}
 	rec.Source = src.State()
 	rec.Counts = counts(src.Stats(), w.Stats(), start)
+	if !o.LockFor.IsZero() {
+		if err := w.Lock(ctx, rec, o.LockMode, o.LockFor.After(time.Now())); err != nil {
+			return nil, fmt.Errorf("lock the backup: %w", err)
+		}
+	}
 	if err := w.PutBackup(ctx, rec); err != nil {
 		return nil, err
 	}
 	// The backup is complete. Merging the index is a service to the next, and may be left to it.
 	_ = repo.CompactIndex(ctx)
-	return &BackupResult{Backup: rec, Parent: rec.Parent, Reason: base.Reason, Writer: w.Stats()}, nil
+	return &BackupResult{Backup: rec, Parent: rec.Parent, Reason: base.Reason, Writer: w.Stats(), Lock: w.LockReport()}, nil
 }
 
 // rechecker is a source that can tell whether all that it answered still holds. It is asked before the record is written.

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/shalebackup/shale/chunkstore"
+	"github.com/shalebackup/shale/chunkstore/backend"
 )
 
 // Label is a label that a backup may have: KEY=VALUE, or KEY with whatever value.
@@ -134,15 +135,22 @@ func deleteBackups(ctx context.Context, repo *chunkstore.Repository, gone []*chu
 				errs[i] = nil // somebody else was quicker
 			}
 			progress.Add(1)
+			if errors.Is(errs[i], backend.ErrRetained) {
+				return nil // the others are deleted all the same
+			}
 			return errs[i]
 		})
 	}
 	err := g.Wait()
 	n := 0
+	var locked []error
 	for _, err := range errs {
-		if err == nil {
+		switch {
+		case err == nil:
 			n++
+		case errors.Is(err, backend.ErrRetained):
+			locked = append(locked, err)
 		}
 	}
-	return n, err
+	return n, errors.Join(append(locked, err)...)
 }

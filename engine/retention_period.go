@@ -69,6 +69,11 @@ func (p Period) validate() error {
 	return nil
 }
 
+// After is the point in time p after t, as the calendar counts: a day that the month does not have is one of the next.
+func (p Period) After(t time.Time) time.Time {
+	return t.AddDate(p.Years, p.Months, p.Days).Add(time.Duration(p.Hours) * time.Hour)
+}
+
 // Before is the point in time p before t, in t's zone: first so many months back, on the same day or, where the month is shorter, its
 // last; then days, at the same time of day; then hours.
 func (p Period) Before(t time.Time) time.Time {

@@ -19,6 +19,8 @@ var (
 	ErrName = errors.New("invalid object name")
 	// ErrRetained: a lock keeps the object from being deleted or replaced. A RetainedError says until when.
 	ErrRetained = errors.New("object is locked")
+	// ErrNoLock: the place has no object locks, or not for these objects.
+	ErrNoLock = errors.New("no object lock")
 	// ErrNoPutIfAbsent: the place cannot tell the first of several writers of a name, so it can hold no repository.
 	ErrNoPutIfAbsent = errors.New("the store does not keep two writers from creating one object: it lacks conditional writes")
 )

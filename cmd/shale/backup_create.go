@@ -1,12 +1,15 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/shalebackup/shale/chunkstore"
+	"github.com/shalebackup/shale/chunkstore/backend"
 	"github.com/shalebackup/shale/chunkstore/backend/limit"
 	"github.com/shalebackup/shale/engine"
 	"github.com/shalebackup/shale/engine/source"
@@ -18,6 +21,7 @@ type createOptions struct {
 	compression                   string
 	full                          bool
 	labels                        []string
+	lockFor, lockMode             string
 	thinMetadata, thinData        string
 	thinID, thinBase              int64
 	metadataSnap, allowNeedsCheck bool
@@ -48,6 +52,10 @@ a reflinked copy (cp --reflink), and only what changed is read.
 A device of a thin pool that is not active, or of a captured copy, is given by its metadata and data instead of SOURCE:
 --thin-metadata, --thin-data and --thin-id. --thin-base is the device, a snapshot nobody wrote to, that an earlier backup
 of the volume was made from: then only what changed between the two is read.
+
+--lock-for locks all that the backup needs in a bucket with object lock: what it stores, and what it shares with earlier backups, whose
+locks are extended where they end earlier. Locks last up to an eighth longer than asked for, so that not every backup has to extend
+all of them. Until then delete and prune leave it alone, and say so.
 
 Without --base the newest earlier backup serves that can be compared with. When there is none, everything is read, and it is said
 why; what the repository has is not stored again.`,
@@ -80,6 +88,8 @@ why; what the repository has is not stored again.`,
 	f.BoolVar(&o.metadataSnap, "metadata-snap", false, "read the thin metadata at its held root")
 	f.BoolVar(&o.allowNeedsCheck, "allow-needs-check", false, "read thin metadata that is marked needs_check")
 	f.Var(&o.limitRead, "limit-read", "read at most `RATE` bytes per second of the volume's data: 500K, 10M, 1G (default: no limit)")
+	f.StringVar(&o.lockFor, "lock-for", "", "lock what the backup needs for a `PERIOD`, as 30d or 1y: nobody can delete it (S3 object lock)")
+	f.StringVar(&o.lockMode, "lock-mode", string(backend.Governance), "`MODE` of the lock: governance, which a special right can end, or compliance, which nobody can")
 	completeCompression(cmd)
 	return cmd
 }
@@ -99,6 +109,10 @@ func (a *app) backupCreate(cmd *cobra.Command, args []string, o createOptions) (
 	if err != nil {
 		return err
 	}
+	lockFor, err := o.lock(cmd)
+	if err != nil {
+		return err
+	}
 	opener, err := o.source(cmd, args, a.note)
 	if err != nil {
 		return err
@@ -112,11 +126,16 @@ func (a *app) backupCreate(cmd *cobra.Command, args []string, o createOptions) (
 		return err
 	}
 	defer closeInto(&err, r)
+	if !lockFor.IsZero() {
+		if err := r.CanLock(ctx); err != nil {
+			return fmt.Errorf("--lock-for: %w", err)
+		}
+	}
 	bar := a.newProgress("backup")
 	res, err := engine.Backup(ctx, r, opener, engine.BackupOptions{
 		Volume: o.volume, Base: base, Full: o.full, Labels: labels,
 		Compression: chunkstore.Compression(o.compression), Workers: a.parallel, Progress: bar,
-		ReadRate: limit.NewBucket(int64(o.limitRead)),
+		ReadRate: limit.NewBucket(int64(o.limitRead)), LockFor: lockFor, LockMode: backend.LockMode(o.lockMode),
 	})
 	bar.done()
 	if err != nil {
@@ -125,17 +144,21 @@ func (a *app) backupCreate(cmd *cobra.Command, args []string, o createOptions) (
 	return a.printCreated(l.Of(res.Backup), res)
 }
 
+// created is the answer of backup create.
+type created struct {
+	URL    string                 `json:"url"`
+	Reason string                 `json:"reason,omitempty"` // why everything was read
+	Backup *chunkstore.Backup     `json:"backup"`
+	Writer chunkstore.WriterStats `json:"writer"`
+	Lock   *chunkstore.LockReport `json:"lock,omitempty"`
+	Moved  transfer               `json:"transfer"`
+}
+
 func (a *app) printCreated(l engine.Location, res *engine.BackupResult) error {
 	moved := a.transferred(res.Backup.Counts.Read)
 	if a.json {
 		a.note("%s", moved)
-		return a.printJSON(struct {
-			URL    string                 `json:"url"`
-			Reason string                 `json:"reason,omitempty"` // why everything was read
-			Backup *chunkstore.Backup     `json:"backup"`
-			Writer chunkstore.WriterStats `json:"writer"`
-			Moved  transfer               `json:"transfer"`
-		}{l.String(), res.Reason, res.Backup, res.Writer, moved})
+		return a.printJSON(created{l.String(), res.Reason, res.Backup, res.Writer, res.Lock, moved})
 	}
 	c := res.Backup.Counts
 	if res.Parent == "" {
@@ -148,6 +171,10 @@ func (a *app) printCreated(l engine.Location, res *engine.BackupResult) error {
 	}
 	a.note("%s of %s in use; read %s, new %s, stored %s, in %.1f s", size(res.Backup.Blob.Data), size(res.Backup.Blob.Size),
 		size(c.Read), size(c.New), size(res.Writer.Stored), c.Seconds)
+	if lock := res.Lock; lock != nil {
+		a.note("locked until %s (%s): %d of %d objects that were looked at, now or for longer", lock.Until.Local().Format(time.DateTime),
+			lock.Mode, lock.Extended, lock.Objects)
+	}
 	a.note("%s", moved)
 	_, err := fmt.Fprintln(a.stdout, l)
 	return err
@@ -199,6 +226,26 @@ func (o *createOptions) named(cmd *cobra.Command, name string, note func(string,
 		return nil, usagef(cmd, "--no-snapshot is for thin volumes; of %s none would be taken", name)
 	}
 	return source.Image(name, source.ImageOptions{BaseImage: o.baseImage}), nil
+}
+
+// lock reads --lock-for and --lock-mode; zero: no lock.
+func (o *createOptions) lock(cmd *cobra.Command) (p engine.Period, err error) {
+	if mode := backend.LockMode(o.lockMode); mode != backend.Governance && mode != backend.Compliance {
+		return p, usagef(cmd, "--lock-mode %q: %s or %s is expected", o.lockMode, backend.Governance, backend.Compliance)
+	}
+	if o.lockFor == "" {
+		if cmd.Flags().Changed("lock-mode") {
+			return p, usagef(cmd, "--lock-mode is of use with --lock-for")
+		}
+		return p, nil
+	}
+	if p, err = engine.ParsePeriod(o.lockFor); err == nil && p.IsZero() {
+		err = errors.New("it must be longer than nothing")
+	}
+	if err != nil {
+		return p, usagef(cmd, "--lock-for %w", err)
+	}
+	return p, nil
 }
 
 // baseID takes the backup's ID from --base.

@@ -15,10 +15,12 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/shalebackup/shale/chunkstore"
+	"github.com/shalebackup/shale/chunkstore/backend"
 )
 
 // jsonDoc is docs/cli-json.md: the tables of its sections by their names.
@@ -248,6 +250,11 @@ func TestJSONIsDocumented(t *testing.T) {
 	c.doc.compare(t, "shale version", asJSON(t, versionOf(&debug.BuildInfo{Settings: []debug.BuildSetting{
 		{Key: "vcs.revision", Value: "0123456789abcdef"}, {Key: "vcs.time", Value: "2026-01-02T03:04:05Z"},
 	}})))
+
+	locked := chunkstore.ObjectLock{Mode: backend.Governance, Until: time.Unix(0, 0).UTC()} // which takes an S3 server: e2e has one
+	c.doc.compare(t, "shale backup create", asJSON(t, created{
+		Backup: &chunkstore.Backup{Lock: &locked}, Lock: &chunkstore.LockReport{ObjectLock: locked},
+	}))
 
 	failure := c.values(1, "backup", "inspect", url)
 	if len(failure) != 1 {

@@ -95,6 +95,7 @@ func (a *app) printPrune(rep *chunkstore.PruneReport) error {
 	line(would+"condemned now", rep.Condemned)
 	line("condemned before, grace not over", rep.Waiting)
 	line("not needed, but young enough to be a running backup's", rep.Young)
+	line("not needed, but locked", rep.Locked)
 	if rep.Repacked.Objects > 0 {
 		fmt.Fprintf(a.stdout, "%srepacked: %d packs, %s, of which %s copied\n", would, rep.Repacked.Objects, size(rep.Repacked.Bytes), size(rep.Copied))
 	}

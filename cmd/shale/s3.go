@@ -94,7 +94,7 @@ func s3Advice(_ *cobra.Command, err error) string {
 		return "Set this host's clock ('timedatectl set-ntp true'): requests are signed with the time."
 	case errors.Is(err, backend.ErrRetained):
 		return "An object lock keeps it from being deleted until then. Give the same command again after that."
-	case errors.Is(err, s3.ErrNoLock):
+	case errors.Is(err, backend.ErrNoLock):
 		return "Object lock is chosen when a bucket is made ('aws s3api create-bucket --object-lock-enabled-for-bucket ...'); on AWS it can be\n" +
 			"turned on later. Without it, leave out --lock-for."
 	case errors.Is(err, s3.ErrDenied):

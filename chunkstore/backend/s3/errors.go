@@ -40,8 +40,6 @@ var (
 	ErrConnection = errors.New("no connection to the S3 server")
 	// ErrNotS3: something answers at the endpoint, but not in S3's words.
 	ErrNotS3 = errors.New("what answers is no S3 server")
-	// ErrNoLock: the bucket was made without object lock.
-	ErrNoLock = errors.New("the bucket has no object lock")
 )
 
 // ResponseError is an answer of the server that is a failure.
@@ -110,7 +108,7 @@ var kinds = map[string]error{
 	"ObjectParentIsFile":                   backend.ErrName,
 	"ExistingObjectIsDirectory":            backend.ErrName,
 	"KeyTooLongError":                      backend.ErrName,
-	"ObjectLockConfigurationNotFoundError": ErrNoLock,
+	"ObjectLockConfigurationNotFoundError": backend.ErrNoLock,
 }
 
 // classified turns what the client library returns into this package's errors.
@@ -140,7 +138,7 @@ func isClassified(err error) bool {
 		return true
 	}
 	for _, kind := range []error{
-		ErrNoCredentials, ErrConnection, ErrTLS, ErrNotS3, ErrNoLock, backend.ErrShort, backend.ErrNotExist, backend.ErrExist, backend.ErrRetained,
+		ErrNoCredentials, ErrConnection, ErrTLS, ErrNotS3, backend.ErrNoLock, backend.ErrShort, backend.ErrNotExist, backend.ErrExist, backend.ErrRetained,
 	} {
 		if errors.Is(err, kind) {
 			return true

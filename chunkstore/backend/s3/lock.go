@@ -12,19 +12,29 @@ import (
 	"github.com/shalebackup/shale/chunkstore/backend"
 )
 
+// lockability is what CanRetain has found out.
+type lockability struct{ err error }
+
 // CanRetain implements backend.ObjectLocker.
 func (b *Backend) CanRetain(ctx context.Context) error {
+	if known := b.lockable.Load(); known != nil {
+		return known.err
+	}
 	var enabled string
 	err := b.try(ctx, func() (err error) {
 		enabled, _, _, _, err = b.core.GetObjectLockConfig(ctx, b.bucket)
 		return err
 	})
 	switch {
-	case err == nil && enabled != "Enabled", status(err) == http.StatusNotImplemented, errors.Is(err, ErrNoLock):
-		return fmt.Errorf("bucket %s: %w", b.bucket, ErrNoLock)
+	case err == nil && enabled != "Enabled", status(err) == http.StatusNotImplemented, errors.Is(err, backend.ErrNoLock):
+		known := &lockability{fmt.Errorf("bucket %s: %w", b.bucket, backend.ErrNoLock)}
+		b.lockable.Store(known)
+		return known.err
 	case errors.Is(err, ErrDenied): // to look; a lock may all the same be allowed
 		return nil
-	case err != nil:
+	case err == nil:
+		b.lockable.Store(&lockability{})
+	default:
 		return fmt.Errorf("bucket %s: look for its object lock: %w", b.bucket, err)
 	}
 	return nil

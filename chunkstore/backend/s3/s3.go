@@ -76,6 +76,8 @@ type Backend struct {
 
 	up, down backend.Pace // nil: not called
 
+	lockable atomic.Pointer[lockability] // nil: not known yet
+
 	reached atomic.Bool // the server has answered, and accepted the credentials
 }
 

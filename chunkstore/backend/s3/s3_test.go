@@ -442,7 +442,7 @@ func testStale(t *testing.T, srv *s3test.Server) {
 
 func testNoLock(t *testing.T, srv *s3test.Server) {
 	be := open(t, srv)
-	if err := be.CanRetain(t.Context()); !errors.Is(err, s3.ErrNoLock) {
+	if err := be.CanRetain(t.Context()); !errors.Is(err, backend.ErrNoLock) {
 		t.Errorf("got %v, want ErrNoLock", err)
 	}
 	if err := be.Put(t.Context(), "a", nil); err != nil {
