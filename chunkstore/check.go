@@ -335,8 +335,8 @@ func (s *segment) appendPackEntries(entries []tableEntry, n uint32) []tableEntry
 
 // sums checks only the checksums: of these entries the whole ID is not known.
 func (c *check) sums(ctx context.Context, o backend.Object, entries []tableEntry) error {
-	buf := c.r.getBuf(0)
-	defer c.r.putBuf(buf)
+	buf := c.r.bufs.get(c.r.cfg.MaxChunk)
+	defer c.r.bufs.put(buf)
 	for i := range entries {
 		e := &entries[i]
 		if int64(e.off)+int64(e.stored) > o.Size {
@@ -378,9 +378,9 @@ func (c *check) records(ctx context.Context, o backend.Object, t *packTable) err
 	entries, sound := t.entries, true
 	var body xxhash.Digest
 	body.Reset()
-	buf, plain := c.r.getBuf(0), c.r.getBuf(0)
-	defer c.r.putBuf(buf)
-	defer c.r.putBuf(plain)
+	buf, plain := c.r.bufs.get(batchMax), c.r.bufs.get(c.r.cfg.MaxChunk)
+	defer c.r.bufs.put(buf)
+	defer c.r.bufs.put(plain)
 	for len(entries) > 0 {
 		n, from := 1, entries[0].off
 		for n < len(entries) && entries[n].off+entries[n].stored-from <= batchMax {

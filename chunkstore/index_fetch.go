@@ -357,9 +357,9 @@ func (x *index) fetchFrames(ctx context.Context, s *segment, frames []int) error
 	}
 	entries := s.table.entries[frames[0]:][:len(frames)]
 	from, end := entries[0].off, entries[len(entries)-1].off+entries[len(entries)-1].stored
-	buf, plain := x.r.getBuf(int(end-from)), x.r.getBuf(0)
-	defer x.r.putBuf(buf)
-	defer x.r.putBuf(plain)
+	buf, plain := x.r.bufs.get(int(end-from)), x.r.bufs.get(0)
+	defer x.r.bufs.put(buf)
+	defer x.r.bufs.put(plain)
 	if err := x.r.be.ReadAt(ctx, s.name, *buf, int64(from)); err != nil {
 		return fmt.Errorf("read index segment: %w", err)
 	}

@@ -125,8 +125,8 @@ func (r *Repository) decodeRecord(dst, rec []byte, bx box, e *tableEntry) ([]byt
 }
 
 func (r *Repository) decodeUnsummed(dst, rec []byte, bx box, e *tableEntry) ([]byte, error) {
-	opened := r.getBuf(0)
-	defer r.putBuf(opened)
+	opened := r.bufs.get(len(rec))
+	defer r.bufs.put(opened)
 	payload, err := openUnsummed(*opened, rec, bx, &e.id, e.codec, int(e.raw), uint64(e.off))
 	if err != nil {
 		return nil, err

@@ -271,9 +271,9 @@ func (p *prune) copyPack(ctx context.Context, w *Writer, pack *prunedPack) error
 		to = w.tree
 	}
 	entries := slices.DeleteFunc(t.entries, func(e tableEntry) bool { return !p.kept(pack, &e) })
-	buf, opened := p.r.getBuf(p.r.cfg.MaxChunk), p.r.getBuf(p.r.cfg.MaxChunk)
-	defer p.r.putBuf(buf)
-	defer p.r.putBuf(opened)
+	buf, opened := p.r.bufs.get(batchMax), p.r.bufs.get(p.r.cfg.MaxChunk)
+	defer p.r.bufs.put(buf)
+	defer p.r.bufs.put(opened)
 	for len(entries) > 0 {
 		n, from, end := 1, entries[0].off, entries[0].off+entries[0].stored
 		for n < len(entries) && entries[n].off-end <= batchGap && entries[n].off+entries[n].stored-from <= batchMax {

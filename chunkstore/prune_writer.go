@@ -245,8 +245,8 @@ func (w *Writer) copyRecord(ctx context.Context, to *packStream, id *ID) error {
 }
 
 func (w *Writer) copyRecordAt(ctx context.Context, to *packStream, id *ID, l location) error {
-	buf := w.r.getBuf(int(l.stored))
-	defer w.r.putBuf(buf)
+	buf := w.r.bufs.get(int(l.stored))
+	defer w.r.bufs.put(buf)
 	object := l.pack.id.object(l.pack.kind)
 	if err := w.r.be.ReadAt(ctx, object, *buf, int64(l.off)); err != nil {
 		return readError(object, int64(l.off), err)

@@ -14,7 +14,7 @@ import (
 
 const (
 	batchGap = 128 << 10 // unwanted bytes that are read rather than asking again
-	batchMax = 4 << 20   // bytes of one backend read of a batch
+	batchMax = 1 << 20   // bytes of one backend read of a batch
 )
 
 // ReadChunk returns the chunk's plain bytes, verified, in dst's array where that is large enough.
@@ -58,7 +58,7 @@ func (r *Repository) readRecordAt(ctx context.Context, id *ID, l location, dst [
 	if err != nil {
 		return nil, err
 	}
-	defer r.putBuf(rec)
+	defer r.bufs.put(rec)
 	e := l.entry(id)
 	out, err := r.decodeRecord(dst, *rec, bx, &e)
 	if err != nil {
@@ -67,16 +67,16 @@ func (r *Repository) readRecordAt(ctx context.Context, id *ID, l location, dst [
 	return out, nil
 }
 
-// readStored reads a record's stored bytes, into a buffer to be given back with putBuf.
+// readStored reads a record's stored bytes, into a buffer to be given back.
 func (r *Repository) readStored(ctx context.Context, l location) (*[]byte, box, error) {
 	bx, err := r.box(ctx, l.pack.kind, l.pack.salt)
 	if err != nil {
 		return nil, nil, err
 	}
-	buf := r.getBuf(int(l.stored))
+	buf := r.bufs.get(int(l.stored))
 	object := l.pack.id.object(l.pack.kind)
 	if err := r.be.ReadAt(ctx, object, *buf, int64(l.off)); err != nil {
-		r.putBuf(buf)
+		r.bufs.put(buf)
 		return nil, nil, readError(object, int64(l.off), err)
 	}
 	return buf, bx, nil
@@ -194,8 +194,8 @@ func (b *batch) readRun(ctx context.Context, run []batchItem) error {
 		end = max(end, run[i].loc.off+run[i].loc.stored)
 	}
 	object := first.pack.id.object(first.pack.kind)
-	buf := b.r.getBuf(int(end - first.off))
-	defer b.r.putBuf(buf)
+	buf := b.r.bufs.get(int(end - first.off))
+	defer b.r.bufs.put(buf)
 	if err := b.r.be.ReadAt(ctx, object, *buf, int64(first.off)); err != nil {
 		if len(run) > 1 { // so that damage costs only the chunks it touches
 			for i := range run {
@@ -211,8 +211,8 @@ func (b *batch) readRun(ctx context.Context, run []batchItem) error {
 	if err != nil {
 		return err
 	}
-	plain := b.r.getBuf(0)
-	defer b.r.putBuf(plain)
+	plain := b.plain()
+	defer b.r.bufs.put(plain)
 	for i := range run {
 		l := &run[i].loc
 		data, err := b.record(run[i], (*buf)[l.off-first.off:][:l.stored], bx, plain)
@@ -226,6 +226,14 @@ func (b *batch) readRun(ctx context.Context, run []batchItem) error {
 		}
 	}
 	return nil
+}
+
+// plain lends memory for one chunk's plain bytes, when they have none of their own.
+func (b *batch) plain() *[]byte {
+	if b.dst != nil {
+		return new([]byte)
+	}
+	return b.r.bufs.get(b.r.cfg.MaxChunk)
 }
 
 // record decodes a chunk's record to where it belongs.
@@ -256,15 +264,15 @@ func (b *batch) record(item batchItem, rec []byte, bx box, plain *[]byte) (data 
 // readOther reads a chunk that could not be read in its place because of err.
 func (b *batch) readOther(ctx context.Context, item batchItem, err error) error {
 	c := &b.chunks[item.i]
-	plain := b.r.getBuf(0)
-	defer b.r.putBuf(plain)
+	plain := b.plain()
+	defer b.r.bufs.put(plain)
 	var data []byte
 	err = b.r.readElsewhere(ctx, &c.ID, item.loc, err, func(l location) error {
 		rec, bx, err := b.r.readStored(ctx, l)
 		if err != nil {
 			return err
 		}
-		defer b.r.putBuf(rec)
+		defer b.r.bufs.put(rec)
 		data, err = b.record(batchItem{item.i, l}, *rec, bx, plain)
 		return err
 	})

@@ -41,7 +41,7 @@ type Repository struct {
 	dec      *decoder
 	index    *index
 	nodes    *nodeCache
-	bufs     sync.Pool               // *[]byte for stored bytes
+	bufs     buffers
 	objects  func() (encoder, error) // compresses what buildObject builds; made on first use
 	bootTime func() time.Duration    // bootTime; tests have another
 	failures readFailures            // of packs, lately
@@ -174,7 +174,6 @@ func newRepository(be backend.Backend, cfg Config, keys *keyring, o Options) (*R
 		r.cutter.seed = binary.LittleEndian.Uint64(k[:]) | 1
 	}
 	r.objects = sync.OnceValues(func() (encoder, error) { return newEncoder("zstd:1", 1) })
-	r.bufs.New = func() any { return new([]byte) }
 	r.index, err = newIndex(r)
 	return r, err
 }
@@ -212,15 +211,3 @@ func (r *Repository) ChunkID(p []byte) (id ID) {
 
 // Refresh learns what other writers have added since Open.
 func (r *Repository) Refresh(ctx context.Context) error { return r.index.refresh(ctx) }
-
-// getBuf lends a buffer of n bytes; putBuf takes it back.
-func (r *Repository) getBuf(n int) *[]byte {
-	b := r.bufs.Get().(*[]byte)
-	if cap(*b) < n {
-		*b = make([]byte, n)
-	}
-	*b = (*b)[:n]
-	return b
-}
-
-func (r *Repository) putBuf(b *[]byte) { r.bufs.Put(b) }
