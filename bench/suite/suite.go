@@ -41,6 +41,11 @@ func runSuite(ctx context.Context, o options) (err error) {
 	if err := os.Setenv("TMPDIR", s.dir); err != nil {
 		return err
 	}
+	release, err := s.holdMemory(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
 	if o.parts["image"] || o.parts["known"] || o.parts["limits"] {
 		s.log.Printf("making the %s workload of %d MiB in %s", o.workload, o.size>>20, s.dir)
 		if s.w, err = makeWorkload(ctx, o, s.dir); err != nil {
