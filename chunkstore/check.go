@@ -76,7 +76,6 @@ func (r *Repository) Check(ctx context.Context, o CheckOptions) (*CheckReport, e
 }
 
 // check is Check. The caller releases the segments.
-
 func (r *Repository) check(ctx context.Context, o CheckOptions) (*check, error) {
 	if err := o.Subset.validate(); err != nil {
 		return nil, err
@@ -103,7 +102,11 @@ func (r *Repository) check(ctx context.Context, o CheckOptions) (*check, error) 
 	}
 	c := &check{report: CheckReport{Damage: []Damage{}}, r: r, o: o, backupObjects: records, segs: segs, edges: map[key]struct{}{}}
 	c.report.Healed = healed
-	return c, c.run(ctx)
+	if err := c.run(ctx); err != nil {
+		releaseAll(segs)
+		return nil, err
+	}
+	return c, nil
 }
 
 func (c *check) run(ctx context.Context) error {
@@ -116,7 +119,7 @@ func (c *check) run(ctx context.Context) error {
 		c.seen = append(c.seen, make([]atomic.Uint64, (s.count+63)/64))
 		c.report.Chunks += int64(s.count)
 	}
-	for _, step := range []func(context.Context) error{c.packs, c.content, c.backups, c.copies, c.unused} {
+	for _, step := range []func(context.Context) error{c.packs, c.content, c.backups, c.copies, c.repaired, c.unused} {
 		if err := step(ctx); err != nil {
 			return err
 		}

@@ -1,6 +1,9 @@
 package chunkstore
 
-import "context"
+import (
+	"context"
+	"slices"
+)
 
 // unreadable reports whether a record cannot be read, because no place of it is good, and by which damage.
 func (c *check) unreadable(k *key) (damage int, unreadable bool) {
@@ -59,6 +62,15 @@ func (c *check) copies(ctx context.Context) error {
 			}
 		}
 	}
+	return nil
+}
+
+// repaired takes back the damage of packs that a repair has condemned, where no backup loses by it.
+func (c *check) repaired(context.Context) error {
+	c.report.Damage = slices.DeleteFunc(c.report.Damage, func(d Damage) bool {
+		id, _, ok := parsePackObject(d.Object)
+		return ok && len(d.Touches) == 0 && c.trash.damaged(id)
+	})
 	return nil
 }
 

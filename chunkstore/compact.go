@@ -112,10 +112,11 @@ func mergeable(segs []*segment) []*segment {
 	return nil
 }
 
-// merge writes one run in place of the given segments, without entries of packs in drop. Where several packs have a record, it
-// keeps the entry of one that is not condemned. The caller holds changing and references to the segments, and has refreshed the index. Returns how many segments it
+// merge writes one run in place of the given segments, without the entries that drop names, which may be nil. Where several packs have a
+// record, it keeps the entry of the best by its rank in the trash. The caller holds changing and references to the segments, and has
+// refreshed the index. Returns how many segments it
 // wrote.
-func (x *index) merge(ctx context.Context, in []*segment, drop map[packID]struct{}) (int, error) {
+func (x *index) merge(ctx context.Context, in []*segment, drop func(*key, *location) bool) (int, error) {
 	trash := x.trashSet()
 	if trash.err != nil {
 		return 0, trash.err
@@ -142,7 +143,7 @@ func (x *index) merge(ctx context.Context, in []*segment, drop map[packID]struct
 	return len(out), nil
 }
 
-func (x *index) mergeRun(ctx context.Context, in []*segment, trash *trashSet, drop map[packID]struct{}) (out []*segment, err error) {
+func (x *index) mergeRun(ctx context.Context, in []*segment, trash *trashSet, drop func(*key, *location) bool) (out []*segment, err error) {
 	run, err := newRun()
 	if err != nil {
 		return nil, err
@@ -212,8 +213,8 @@ func (x *index) replace(old, with []*segment) {
 
 // segmentMerge is a merge of sorted segments: a heap of cursors by their next key.
 type segmentMerge struct {
-	trash   *trashSet           // entries of its packs lose against others; nil: none
-	drop    map[packID]struct{} // packs whose entries are left out
+	trash   *trashSet                  // entries of its packs lose against others; nil: none
+	drop    func(*key, *location) bool // entries that are left out; nil: none
 	cursors []mergeCursor
 	last    key
 	begun   bool
@@ -271,12 +272,12 @@ func (m *segmentMerge) next(ctx context.Context, limit int) (packs []packRef, en
 		} else {
 			heap.Fix(m, 0)
 		}
-		if _, dropped := m.drop[l.pack.id]; dropped {
+		if m.drop != nil && m.drop(&e.key, &l) {
 			continue
 		}
 		if again {
 			old := entries[len(entries)-1].pack
-			if !m.condemned(packs[old].id) || m.condemned(l.pack.id) {
+			if m.rank(l.pack.id) >= m.rank(packs[old].id) {
 				continue
 			}
 			uses[old]--
@@ -297,7 +298,12 @@ func (m *segmentMerge) next(ctx context.Context, limit int) (packs []packRef, en
 	return packs, entries, nil
 }
 
-func (m *segmentMerge) condemned(id packID) bool { return m.trash != nil && m.trash.condemned(id) }
+func (m *segmentMerge) rank(id packID) int {
+	if m.trash == nil {
+		return 0
+	}
+	return m.trash.rank(id)
+}
 
 // unusedPacksOut takes out packs without entries and numbers the rest anew.
 func unusedPacksOut(packs []packRef, entries []indexEntry, uses []int) ([]packRef, []indexEntry) {

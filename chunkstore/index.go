@@ -1,6 +1,7 @@
 package chunkstore
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -31,7 +32,8 @@ type index struct {
 	begun     uint64    // refreshes begun
 	refreshed uint64    // the last refresh that succeeded, by its number
 	trash     *trashSet
-	trashRead time.Duration // when trash was listed, by bootTime
+	void      map[packID]struct{} // packs that a repair under way is about to condemn
+	trashRead time.Duration       // when trash was listed, by bootTime
 }
 
 func newIndex(r *Repository) (*index, error) {
@@ -69,9 +71,10 @@ func (x *index) lookup(k *key) (location, bool) {
 func (x *index) hasLocal(k *key) (known, sure bool) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	if len(x.trash.packs) > 0 {
+	if len(x.trash.packs)+len(x.void) > 0 {
 		var w wanted
 		_, found, condemned := x.find(k, &w)
+		defer w.release()
 		known = found && !condemned
 		return known, known || len(w) == 0 && len(x.unread) == 0
 	}
@@ -94,7 +97,7 @@ func (x *index) hasLocal(k *key) (known, sure bool) {
 func (x *index) find(k *key, w *wanted) (l location, found, condemned bool) {
 	if e, ok := x.pending[*k]; ok {
 		l = location{pack: x.packs[e.pack], off: e.off, stored: e.stored, raw: e.raw, codec: e.codec}
-		if !x.trash.condemned(l.pack.id) {
+		if !x.condemned(l.pack.id) {
 			return l, true, false
 		}
 		found = true
@@ -112,7 +115,7 @@ func (x *index) find(k *key, w *wanted) (l location, found, condemned bool) {
 			continue
 		}
 		here, err := s.locationAt(i)
-		if err == nil && !x.trash.condemned(here.pack.id) {
+		if err == nil && !x.condemned(here.pack.id) {
 			return here, true, false
 		}
 		if !found && err == nil {
@@ -122,7 +125,25 @@ func (x *index) find(k *key, w *wanted) (l location, found, condemned bool) {
 	return l, found, found
 }
 
-// places returns every place of a record, as far as what is at hand tells, those in condemned packs last.
+// condemned reports whether nobody may rely on the pack. The caller holds mu.
+func (x *index) condemned(id packID) bool { return x.rank(id) > 0 }
+
+// rank is the trash's. The caller holds mu.
+func (x *index) rank(id packID) int {
+	if _, void := x.void[id]; void {
+		return 2
+	}
+	return x.trash.rank(id)
+}
+
+// setVoid says which packs are as good as condemned for this process.
+func (x *index) setVoid(packs map[packID]struct{}) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.void = packs
+}
+
+// places returns every place of a record, as far as what is at hand tells, the best first.
 func (x *index) places(k *key) []location {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
@@ -130,15 +151,10 @@ func (x *index) places(k *key) []location {
 }
 
 // findAll is places. It adds to w, unless that is nil, which frames could tell more. The caller holds mu.
-func (x *index) findAll(k *key, w *wanted) []location {
-	var good, condemned []location
+func (x *index) findAll(k *key, w *wanted) (places []location) {
 	add := func(l location) {
-		switch {
-		case slices.ContainsFunc(good, l.same), slices.ContainsFunc(condemned, l.same):
-		case x.trash.condemned(l.pack.id):
-			condemned = append(condemned, l)
-		default:
-			good = append(good, l)
+		if !slices.ContainsFunc(places, l.same) {
+			places = append(places, l)
 		}
 	}
 	if e, ok := x.pending[*k]; ok {
@@ -157,7 +173,8 @@ func (x *index) findAll(k *key, w *wanted) []location {
 			}
 		}
 	}
-	return append(good, condemned...)
+	slices.SortStableFunc(places, func(a, b location) int { return cmp.Compare(x.rank(a.pack.id), x.rank(b.pack.id)) })
+	return places
 }
 
 // addPending makes the records of a stored pack known. Returns how many entries are pending now.
@@ -169,7 +186,7 @@ func (x *index) addPending(p packRef, entries []tableEntry) int {
 	for i := range entries {
 		e := &entries[i]
 		k := e.id.key()
-		if old, ok := x.pending[k]; ok && x.trash.condemned(p.id) && !x.trash.condemned(x.packs[old.pack].id) {
+		if old, ok := x.pending[k]; ok && x.rank(p.id) > x.rank(x.packs[old.pack].id) {
 			continue
 		}
 		x.pending[k] = indexEntry{key: k, pack: n, off: e.off, stored: e.stored, raw: e.raw, codec: e.codec}

@@ -111,6 +111,7 @@ type prunedPack struct {
 	size      int64
 	mod       time.Time // by the store's clock
 	condemned bool      // by an earlier prune
+	damaged   bool      // and by a repair: what is needed of it is best taken from elsewhere
 	due       bool      // and its grace is over
 	named     bool      // by the index
 	live      int64     // bytes of records to keep
@@ -287,7 +288,7 @@ func (p *prune) condemn(ctx context.Context, dead []*prunedPack) error {
 		t.Roots = append(t.Roots, k[:]...)
 	}
 	for _, pack := range dead {
-		t.Packs = append(t.Packs, trashedPack{pack.object(), pack.size})
+		t.Packs = append(t.Packs, trashedPack{Object: pack.object(), Size: pack.size})
 		if p.o.Grace > 0 {
 			p.report.Condemned.add(pack.size)
 		}

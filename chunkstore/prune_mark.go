@@ -33,7 +33,7 @@ func (p *prune) look(ctx context.Context) error {
 	p.packs = map[packID]*prunedPack{}
 	err = p.r.be.List(ctx, prefixPacks, func(o backend.Object) error {
 		if id, kind, ok := parsePackObject(o.Name); ok {
-			p.packs[id] = &prunedPack{id: id, kind: kind, size: o.Size, mod: o.ModTime, condemned: p.trash.condemned(id)}
+			p.packs[id] = &prunedPack{id: id, kind: kind, size: o.Size, mod: o.ModTime, condemned: p.trash.condemned(id), damaged: p.trash.damaged(id)}
 		}
 		return nil
 	})
@@ -84,6 +84,9 @@ func (p *prune) choose(k *key) (seg, entry int, pack *prunedPack) {
 func (p *prunedPack) better(other *prunedPack) bool {
 	if p.condemned != other.condemned {
 		return other.condemned
+	}
+	if p.damaged != other.damaged {
+		return other.damaged
 	}
 	if !p.mod.Equal(other.mod) {
 		return p.mod.After(other.mod)

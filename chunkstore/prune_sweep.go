@@ -70,7 +70,7 @@ func (p *prune) forget(ctx context.Context, due map[packID]struct{}) (bool, erro
 	if len(in) == 0 {
 		return true, nil
 	}
-	n, err := x.merge(ctx, in, drop)
+	n, err := x.merge(ctx, in, func(_ *key, l *location) bool { _, dropped := drop[l.pack.id]; return dropped })
 	if errors.Is(err, errTrashChanged) {
 		return false, nil
 	}

@@ -31,8 +31,9 @@ type trashList struct {
 }
 
 type trashedPack struct {
-	Object string `json:"object"`
-	Size   int64  `json:"size"` // bytes
+	Object  string `json:"object"`
+	Size    int64  `json:"size"`              // bytes
+	Damaged bool   `json:"damaged,omitempty"` // condemned by a repair: some of its records cannot be read
 }
 
 const (
@@ -118,16 +119,16 @@ func (r *Repository) readTrash(ctx context.Context, o backend.Object) (*trashLis
 // trashSet is the trash lists of one moment. Immutable.
 type trashSet struct {
 	lists map[string]*trashList // by name
-	packs map[packID]struct{}   // of all lists
+	packs map[packID]bool       // of all lists; true: condemned as damaged
 	err   error                 // some list cannot be read: nobody may write, reading goes on
 }
 
 func newTrashSet(lists map[string]*trashList, err error) *trashSet {
-	s := &trashSet{lists: lists, packs: map[packID]struct{}{}, err: err}
+	s := &trashSet{lists: lists, packs: map[packID]bool{}, err: err}
 	for _, t := range lists {
 		for _, p := range t.Packs {
 			id, _, _ := parsePackObject(p.Object)
-			s.packs[id] = struct{}{}
+			s.packs[id] = s.packs[id] || p.Damaged
 		}
 	}
 	return s
@@ -137,6 +138,21 @@ func (s *trashSet) condemned(id packID) bool {
 	_, ok := s.packs[id]
 	return ok
 }
+
+// rank says how good a place a pack is for a record: 0, or 1 when it is condemned, or 2 when it is condemned as damaged.
+func (s *trashSet) rank(id packID) int {
+	damaged, condemned := s.packs[id]
+	switch {
+	case damaged:
+		return 2
+	case condemned:
+		return 1
+	}
+	return 0
+}
+
+// damaged reports whether a repair has condemned the pack: there is nothing in it that a repair could take out.
+func (s *trashSet) damaged(id packID) bool { return s.packs[id] }
 
 func (s *trashSet) names() []string { return slices.Sorted(maps.Keys(s.lists)) }
 

@@ -52,9 +52,13 @@ func Backup(ctx context.Context, repo *chunkstore.Repository, opener source.Open
 	}
 	start := time.Now()
 	records := map[string]*chunkstore.Backup{}
-	src, base, err := opener.Open(ctx, parents(ctx, repo, o, records))
+	var harmed []string // backups that have lost something, and are compared with no more
+	src, base, err := opener.Open(ctx, parents(ctx, repo, o, records, &harmed))
 	if err != nil {
 		return nil, err
+	}
+	if len(harmed) > 0 && base.Parent == nil {
+		base.Reason = fmt.Sprintf("backup %s has lost data; %s", harmed[0], base.Reason)
 	}
 	defer func() { // also after a cancelled context: the source must be released
 		err = errors.Join(err, src.Close(context.WithoutCancel(ctx), err == nil))
@@ -113,8 +117,8 @@ func counts(s source.Stats, w chunkstore.WriterStats, start time.Time) chunkstor
 	}
 }
 
-// parents yields the candidates for the base, the newest first, and keeps their records.
-func parents(ctx context.Context, repo *chunkstore.Repository, o BackupOptions, records map[string]*chunkstore.Backup) iter.Seq2[source.Parent, error] {
+// parents yields the candidates for the base, the newest first, and keeps their records. Those that have lost something are none.
+func parents(ctx context.Context, repo *chunkstore.Repository, o BackupOptions, records map[string]*chunkstore.Backup, harmed *[]string) iter.Seq2[source.Parent, error] {
 	return func(yield func(source.Parent, error) bool) {
 		if o.Full {
 			return
@@ -132,6 +136,13 @@ func parents(ctx context.Context, repo *chunkstore.Repository, o BackupOptions, 
 			b, err := repo.Backup(ctx, o.Volume, id)
 			if errors.Is(err, chunkstore.ErrNotFound) && o.Base == "" {
 				continue // went meanwhile
+			}
+			if err == nil {
+				err = repo.Lost(ctx, b)
+				if damaged(err) && o.Base == "" {
+					*harmed = append(*harmed, id)
+					continue
+				}
 			}
 			if err != nil {
 				yield(source.Parent{}, err)

@@ -58,6 +58,8 @@ func (a *app) repositoryAdvice(cmd *cobra.Command, err error) string {
 		return damageAdvice(cmd, err, shale)
 	case errors.As(err, &missing) && missing.What == "key":
 		return shale("repo key list") + " shows what there is."
+	case errors.Is(err, chunkstore.ErrMuchDamage):
+		return "Is all of the store there, and mounted? If so, --force goes on."
 	case errors.As(err, &missing):
 		return shale("backup list") + " shows what there is."
 	}
@@ -89,13 +91,20 @@ func damageAdvice(cmd *cobra.Command, err error, shale func(command string) stri
 		return "Without its configuration the repository cannot be read. Put back the file 'config' from a copy: it never changes."
 	case c != nil && (strings.HasPrefix(c.Object, "keys/") || strings.HasPrefix(c.Object, "epochs/")):
 		return "Put the object back from a copy of the repository, or open it with another key: the other objects are not touched by this."
+	case cmd.Name() == "prune" && !errors.Is(err, errDamage):
+		return "A prune deletes nothing while it cannot tell what backups need. " + shale("repo repair") + " mends what can be had;\n" +
+			"delete the backups that have lost something otherwise."
+	case c != nil && strings.HasPrefix(c.Object, "trash/"):
+		return "When no backup is running on any host, " + shale("repo repair --alone") + " removes it."
 	case c != nil && strings.HasPrefix(c.Object, "index/"), errors.Is(err, chunkstore.ErrNotFound):
 		return shale("repo reindex") + " makes the index anew from the packs."
 	case errors.Is(err, chunkstore.ErrCorrupt), errors.Is(err, errDamage) && slices.Contains([]string{"list", "forget", "sync"}, cmd.Name()):
 		return shale("repo check --stored") + " says what else is damaged, and which backups that touches."
 	case errors.Is(err, errDamage) && (cmd.Name() == "check" || cmd.Name() == "verify"):
-		return "What is not listed can be restored. What a volume still holds can be mended: move the damaged packs out of the repository,\n" +
-			"give " + shale("repo reindex") + ", and back the volume up with --full."
+		return "What is not listed can be restored. " + shale("repo repair") + " mends what can be had elsewhere: from second copies,\n" +
+			"and with --from SOURCE from the volume itself, an image, or a copy of the repository."
+	case errors.Is(err, errDamage) && cmd.Name() == "repair":
+		return "Give it again with --from SOURCE, or back up with --full what still has the content: old backups are whole then, too."
 	}
 	return ""
 }

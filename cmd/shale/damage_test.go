@@ -37,7 +37,7 @@ func TestDamagedData(t *testing.T) {
 	}
 	text := s.run(3, "repo", "check", repo, "--stored")
 	says(t, text.out, "damaged: "+object, "lost: volume db backup backup-", "1 places damaged")
-	says(t, text.talk, "damage found in 1 place(s)", "'shale repo reindex vfs://"+repo+"'")
+	says(t, text.talk, "damage found in 1 place(s)", "'shale repo repair vfs://"+repo+"'", "--from SOURCE")
 
 	var rep engine.VerifyReport
 	s.json(3, &rep, "backup", "verify", url)
@@ -50,19 +50,66 @@ func TestDamagedData(t *testing.T) {
 		t.Error("a restore of damaged bytes is there under its name")
 	}
 
-	// The advice works: without the damaged pack, what the volume still holds is stored again, for old backups too.
-	if err := os.Rename(packs[0], s.path("moved")); err != nil {
+	// The advice works: from the image all comes back; without it, with the next full backup.
+	if err := os.Remove(packs[1]); err != nil {
 		t.Fatal(err)
 	}
-	says(t, s.run(3, "repo", "check", repo).out, "pack is missing")
-	s.run(0, "repo", "reindex", repo)
+	var dry, done chunkstore.RepairReport
+	s.json(3, &dry, "repo", "repair", repo, "--from", img, "--dry-run")
+	if _, err := os.Stat(filepath.Join(repo, "trash")); err == nil || len(dry.Damage) != 2 || len(dry.Lost)+len(dry.Left) > 0 {
+		t.Errorf("a dry run says %+v", dry)
+	}
+	text = s.run(3, "repo", "repair", repo)
+	says(t, text.out, "damaged: "+object, "stored anew: ", "out of damaged packs", "condemned: 2 packs", "lost: volume db backup backup-", " bytes at ", "1 backups have lost something")
+	says(t, text.talk, "could not be mended", "--from SOURCE", "--full")
 	says(t, s.run(3, "backup", "restore", url, s.path("out")).talk, "chunk", "not found in the repository", "'shale repo reindex")
-	s.create(repo, img, "db", "--full")
+	says(t, s.run(3, "repo", "prune", repo).talk, "'shale repo repair vfs://"+repo+"'")
+	if made := s.run(0, "backup", "create", img, "--dest", repo, "--volume", "db"); !strings.Contains(made.talk, "has lost data") {
+		t.Errorf("an incremental backup on one that has lost data says %s", made.talk)
+	}
 	s.run(0, "backup", "restore", url, s.path("out"))
 	if !bytes.Equal(s.read(s.path("out")), content) {
 		t.Error("the mended backup has other bytes")
 	}
 	s.run(0, "repo", "check", repo, "--data")
+
+	s.flip(s.objects(repo, "packs/data/*/*")[0], 5000)
+	for _, path := range s.objects(repo, "packs/tree/*/*") {
+		s.flip(path, 60)
+	}
+	s.json(0, &done, "repo", "repair", repo, "--from", img)
+	if done.Found[0].Nodes == 0 || done.Found[0].Source != img {
+		t.Errorf("found: %+v", done.Found)
+	}
+	s.run(0, "repo", "check", repo, "--data")
+	s.run(0, "backup", "verify", url)
+	s.run(0, "repo", "prune", repo, "--grace", "0")
+	s.run(0, "repo", "check", repo, "--data")
+	s.run(0, "backup", "verify", url)
+	says(t, s.run(0, "repo", "repair", repo, "--data").out, "0 places damaged")
+}
+
+// A repair takes another repository, of whatever secret, and a backup in it.
+func TestRepairFromRepository(t *testing.T) {
+	s := newSession(t)
+	content := noise(33, 3<<20)
+	img := s.image("img", content)
+	repo, other := s.init("--pack-size", "1"), s.path("other")
+	s.run(0, "repo", "init", other)
+	url, elsewhere := s.create(repo, img, "db"), s.create(other, img, "db")
+	for i, from := range []string{other, elsewhere, elsewhere} {
+		packs := s.objects(repo, "packs/data/*/*")
+		if err := os.Remove(packs[i%len(packs)]); err != nil {
+			t.Fatal(err)
+		}
+		s.run(3, "repo", "check", repo)
+		says(t, s.run(0, "repo", "repair", repo, "--structure", "--from", from).out, "found in vfs://"+other, "0 backups have lost something")
+		s.run(0, "repo", "check", repo, "--data")
+		s.run(0, "backup", "verify", url)
+	}
+	says(t, s.run(1, "repo", "repair", repo, "--from", s.path("nothing")).talk, "no such file")
+	says(t, s.run(1, "repo", "repair", repo, "--from", elsewhere+"x").talk, "not found")
+	s.run(2, "repo", "repair", repo, "--structure", "--data")
 }
 
 func TestDamagedTree(t *testing.T) {

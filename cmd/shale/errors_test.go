@@ -103,7 +103,7 @@ func TestAdvice(t *testing.T) {
 		{list, &chunkstore.NotFoundError{What: "chunk", Name: "x"}, "repo reindex"},
 		{list, &chunkstore.NotFoundError{What: "backup", Name: "x"}, "backup list"},
 		{list, errDamage, "repo check --stored"},
-		{check, errDamage, "with --full"},
+		{check, errDamage, "repo repair"},
 		{list, source.ErrChanged, "cp --reflink=always"},
 		{list, source.ErrWritable, "blockdev --setro"},
 		{list, fusemount.ErrMounted, "umount DIR"},

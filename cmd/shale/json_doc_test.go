@@ -426,6 +426,20 @@ func (c *jsonCommand) damage(repo, url string) {
 	c.run(3, "backup", "verify", url)
 	c.run(3, "repo", "check", repo, "--stored")
 	c.run(3, "repo", "reindex", repo)
+	records, err := filepath.Glob(filepath.Join(repo, "volumes", "*"))
+	for _, path := range records {
+		err = errors.Join(err, os.Remove(path))
+	}
+	if err == nil {
+		records, err = filepath.Glob(filepath.Join(repo, "backups", "*", "*"))
+	}
+	if err == nil {
+		err = os.WriteFile(records[len(records)-1], []byte("torn"), 0o600)
+	}
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.run(3, "repo", "repair", repo, "--from", filepath.Join(repo, "config"))
 }
 
 // mountReadyEnv is in the environment of the process that serves a mount.

@@ -131,7 +131,7 @@ func (p *phases) set(what string, done, total int64) {
 			p.bar.done()
 		}
 		p.what, p.bar = what, p.a.newProgress(what)
-		if what != "copy" { // which counts bytes
+		if what != "copy" && what != "check" && !strings.HasPrefix(what, "read ") { // which count bytes
 			p.bar.unit = unitNumber
 		}
 	}

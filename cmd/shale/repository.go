@@ -129,6 +129,6 @@ does as well.
 	}
 	asGroup(cmd)
 	cmd.AddCommand(newRepoInitCommand(a), newRepoStatsCommand(a), newRepoCheckCommand(a), newRepoReindexCommand(a), newRepoPruneCommand(a),
-		newRepoSyncCommand(a), newRepoKeyCommand(a))
+		newRepoRepairCommand(a), newRepoSyncCommand(a), newRepoKeyCommand(a))
 	return cmd
 }
