@@ -24,8 +24,8 @@ type BackupOptions struct {
 	Labels      map[string]string // kept in the record
 	Host        string            // kept in the record; default: the host's name
 	Compression chunkstore.Compression
-	Workers     int           // spans in work at once; default GOMAXPROCS, at least 2 so that reading and computing overlap
-	ReadRate    *limit.Bucket // at which all workers together read the source's data; nil: no limit
+	Workers     int              // spans in work at once; default GOMAXPROCS, at least 2 so that reading and computing overlap
+	ReadRate    *limit.Bucket    // at which all workers together read the source's data; nil: no limit
 	LockFor     Period           // for which nothing that the backup needs can be deleted; zero: it is not locked
 	LockMode    backend.LockMode // required for a lock
 	Progress    Progress

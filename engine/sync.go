@@ -29,6 +29,7 @@ type SyncReport struct {
 	Older   int   // left out by SyncOptions.Newer
 	Read    int64 // plain bytes of chunks read from the source
 	Stored  int64 // bytes of all objects put in the destination
+	Adopted int64 // packs of an interrupted run taken over
 	Damage  []SyncDamage
 }
 
@@ -126,6 +127,7 @@ func (rep *SyncReport) volume(ctx context.Context, from, to *chunkstore.Reposito
 			}
 		}
 		rep.Stored += res.Writer.Stored
+		rep.Adopted += res.Writer.Adopted
 	}
 	return nil
 }

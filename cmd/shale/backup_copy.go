@@ -103,9 +103,13 @@ func (a *app) noteCopied(res *engine.CopyResult) {
 	if b.Parent != "" {
 		compared = "compared with backup " + b.Parent
 	}
-	if res.Writer.Adopted > 0 {
-		a.note("took over %d pack(s) that an interrupted run had stored", res.Writer.Adopted)
-	}
+	a.noteAdopted(res.Writer.Adopted)
 	a.note("%s of %s, %s: %s of %s in use; read %s, new %s, stored %s, in %.1f s", b.ID, b.Volume, compared,
 		size(b.Blob.Data), size(b.Blob.Size), size(b.Counts.Read), size(b.Counts.New), size(res.Writer.Stored), b.Counts.Seconds)
+}
+
+func (a *app) noteAdopted(packs int64) {
+	if packs > 0 {
+		a.note("took over %d pack(s) that an interrupted run had stored", packs)
+	}
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -146,12 +147,30 @@ func TestCopyEncrypted(t *testing.T) {
 func TestSyncInterrupted(t *testing.T) {
 	s := newSession(t)
 	repo, offsite := s.init(), s.path("offsite")
-	s.run(0, "repo", "init", offsite)
-	url := s.create(repo, s.image("a", noise(55, 1<<20)), "a")
-	for _, args := range [][]string{{"backup", "copy", url, offsite}, {"repo", "sync", repo, offsite}} {
+	s.run(0, "repo", "init", offsite, "--pack-size", "1")
+	url := s.create(repo, s.image("a", noise(55, 24<<20)), "a")
+	sync := []string{"repo", "sync", repo, offsite}
+	for _, args := range [][]string{{"backup", "copy", url, offsite}, sync} {
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
-		s.runCtx(ctx, 130, args...)
+		says(t, s.runCtx(ctx, 130, args...).talk, "shale: interrupted")
 	}
-	says(t, s.run(0, "repo", "sync", repo, offsite).out, "1 of 1 backups")
+	got := s.interruptWhen(s.packsNoted, "backup", "copy", url, offsite)
+	says(t, got.talk, "shale: interrupted: there is no copy; what was stored is kept, and not stored again next time\n")
+	had := len(s.objects(offsite, "packs/data/*/*"))
+	more := func() bool {
+		packs, _ := filepath.Glob(filepath.Join(offsite, "packs", "data", "*", "*"))
+		return len(packs) > had
+	}
+	got = s.interruptWhen(more, sync...)
+	says(t, got.talk, "shale: interrupted: 0 backup(s) were copied; give the same command again to go on\n")
+	if out := s.run(0, "backup", "list", offsite, "--json").out; out != "[]\n" {
+		t.Errorf("an interrupted copy left the backup %s", out)
+	}
+	s.run(0, "repo", "check", offsite)
+
+	got = s.run(0, sync...)
+	says(t, got.talk, "took over ", " pack(s) that an interrupted run had stored")
+	says(t, got.out, "1 of 1 backups")
+	s.run(0, "repo", "check", offsite, "--data")
 }

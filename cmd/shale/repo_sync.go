@@ -18,6 +18,7 @@ type syncAnswer struct {
 	Copied  []listedBackup `json:"copied"`
 	Read    int64          `json:"read"`
 	Stored  int64          `json:"stored"`
+	Adopted int64          `json:"adopted"`
 	Damage  []syncDamage   `json:"damage"`
 	Moved   transfer       `json:"transfer"`
 }
@@ -96,7 +97,7 @@ func (a *app) repoSync(cmd *cobra.Command, source, dest string, secrets *fromSec
 		a.blame(d.Err, sl)
 	}
 	answer.Volumes, answer.Backups, answer.Existed, answer.Older = rep.Volumes, rep.Backups, rep.Existed, rep.Older
-	answer.Read, answer.Stored = rep.Read, rep.Stored
+	answer.Read, answer.Stored, answer.Adopted = rep.Read, rep.Stored, rep.Adopted
 	if err := a.printSync(&answer); err != nil {
 		return err
 	}
@@ -126,6 +127,7 @@ func (a *app) printSync(answer *syncAnswer) error {
 			return err
 		}
 	}
+	a.noteAdopted(answer.Adopted)
 	if answer.Older > 0 {
 		a.note("%d older than the newest there, and left out", answer.Older)
 	}
