@@ -14,6 +14,8 @@ import (
 type CopyOptions struct {
 	Compression chunkstore.Compression // default: the destination's
 	Workers     int                    // spans in work at once; default GOMAXPROCS, at least 2
+	LockFor     Period                 // as in BackupOptions, of the copies that are made
+	LockMode    backend.LockMode
 	Progress    Progress
 }
 
@@ -22,6 +24,7 @@ type CopyResult struct {
 	Backup  *chunkstore.Backup // the record in the destination
 	Existed bool               // the destination had the backup: nothing was done
 	Writer  chunkstore.WriterStats
+	Lock    *chunkstore.LockReport // nil: it was not to be locked
 }
 
 // Copy copies a backup of from's into another repository, whatever the keys, spans, cut and codec of the two. Its content is read,
@@ -33,6 +36,9 @@ type CopyResult struct {
 // backup that was copied, or of which that is a copy; by it a backup that the destination has is recognised. An interrupted copy goes on
 // when it is called again. Errors of reading from are a *SourceError.
 func Copy(ctx context.Context, from *chunkstore.Repository, b *chunkstore.Backup, to *chunkstore.Repository, o CopyOptions) (*CopyResult, error) {
+	if err := o.canLock(ctx, to); err != nil {
+		return nil, err
+	}
 	source, err := openHistory(ctx, from, b.Volume)
 	if err != nil {
 		return nil, &SourceError{from.Location(), err}
@@ -44,6 +50,17 @@ func Copy(ctx context.Context, from *chunkstore.Repository, b *chunkstore.Backup
 	}
 	c := copier{from: source, to: dest, o: o}
 	return c.copy(ctx, b)
+}
+
+// canLock is asked before anything is read.
+func (o *CopyOptions) canLock(ctx context.Context, to *chunkstore.Repository) error {
+	if o.LockFor.IsZero() {
+		return nil
+	}
+	if err := to.CanLock(ctx); err != nil {
+		return fmt.Errorf("lock copies: %w", err)
+	}
+	return nil
 }
 
 // copier copies backups of one volume.
@@ -128,6 +145,11 @@ func (c *copier) store(ctx context.Context, src *backupSource, copied, rec *chun
 		return nil, err
 	}
 	rec.Counts = counts(src.Stats(), w.Stats(), start)
+	if !c.o.LockFor.IsZero() {
+		if err := w.Lock(ctx, rec, c.o.LockMode, c.o.LockFor.After(time.Now())); err != nil {
+			return nil, fmt.Errorf("lock the copy: %w", err)
+		}
+	}
 	there, err := c.putRecord(ctx, w, rec)
 	if err != nil {
 		return nil, err
@@ -137,7 +159,7 @@ func (c *copier) store(ctx context.Context, src *backupSource, copied, rec *chun
 		return &CopyResult{Backup: there, Existed: true, Writer: w.Stats()}, nil
 	}
 	c.to.add(rec)
-	return &CopyResult{Backup: rec, Writer: w.Stats()}, nil
+	return &CopyResult{Backup: rec, Writer: w.Stats(), Lock: w.LockReport()}, nil
 }
 
 // putRecord writes the record under an ID that is free. there is the same backup's when somebody else was quicker.

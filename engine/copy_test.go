@@ -9,6 +9,8 @@ import (
 	"math/rand/v2"
 	"reflect"
 	"slices"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -385,6 +387,70 @@ func TestCopyDiesAtEveryWrite(t *testing.T) {
 		if !died {
 			n, lost = 0, true
 		}
+	}
+}
+
+// vault is a backend with object locks.
+type vault struct {
+	backend.Backend
+	mu    sync.Mutex // guards until
+	until map[string]time.Time
+}
+
+func (v *vault) CanRetain(context.Context) error { return nil }
+
+func (v *vault) Retain(_ context.Context, name string, _ backend.LockMode, until time.Time) (longer bool, err error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if longer = v.until[name].Before(until); longer {
+		v.until[name] = until
+	}
+	return longer, nil
+}
+
+func (v *vault) Retained(_ context.Context, name string) (time.Time, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.until[name], nil
+}
+
+// Copies are locked where that is asked for, with all that they need, whatever lock the copied backup has.
+func TestCopyLocked(t *testing.T) {
+	from := memRepo(t)
+	v := &vault{Backend: mem.New(), until: map[string]time.Time{}}
+	to := openRepo(t, v)
+	image := randomImage(1, 2*mib)
+	var all []*chunkstore.Backup
+	for n := range 2 {
+		image[n*mib] ^= 1
+		all = append(all, backup(t, from, plainVolume(image), engine.BackupOptions{Volume: "vol", Full: true}).Backup)
+		time.Sleep(time.Millisecond)
+	}
+	if b := mustCopy(t, from, all[0], to).Backup; b.Lock != nil || len(v.until) > 0 {
+		t.Errorf("locked unasked: %+v, %v", b.Lock, v.until)
+	}
+	o := engine.CopyOptions{LockFor: engine.Period{Days: 30}, LockMode: backend.Compliance}
+	rep, err := engine.Sync(t.Context(), from, to, engine.SyncOptions{CopyOptions: o})
+	if err != nil || rep.Copied != 1 {
+		t.Fatalf("%+v, %v", rep, err)
+	}
+	b := mustHaveBackups(t, to, 2)[1]
+	if b.Lock == nil || b.Lock.Mode != backend.Compliance || b.Lock.Until.Before(time.Now().Add(29*24*time.Hour)) {
+		t.Errorf("lock %+v", b.Lock)
+	}
+	// The first copy has chunks in all of these packs that the second one needs too.
+	for _, name := range append(objects(t, v, "packs/data/"), objects(t, v, "backups/")...) {
+		if first := strings.HasSuffix(name, all[0].ID); v.until[name].IsZero() != first {
+			t.Errorf("%s is locked until %v", name, v.until[name])
+		}
+	}
+	plain := memRepo(t)
+	o.Workers = 1
+	if _, err := engine.Copy(t.Context(), to, b, plain, o); !errors.Is(err, chunkstore.ErrNoObjectLock) {
+		t.Errorf("to where there are no locks: %v", err)
+	}
+	if b := mustCopy(t, to, b, plain).Backup; b.Lock != nil {
+		t.Errorf("the lock is copied: %+v", b.Lock)
 	}
 }
 

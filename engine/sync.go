@@ -44,6 +44,9 @@ type SyncDamage struct {
 // beside it. See Copy.
 func Sync(ctx context.Context, from, to *chunkstore.Repository, o SyncOptions) (*SyncReport, error) {
 	rep := &SyncReport{}
+	if err := o.canLock(ctx, to); err != nil {
+		return rep, err
+	}
 	volumes, err := rep.volumes(ctx, from, o.Volume)
 	if err != nil {
 		return rep, &SourceError{from.Location(), err}

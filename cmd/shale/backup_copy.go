@@ -16,12 +16,14 @@ type copyAnswer struct {
 	Existed bool                   `json:"existed"` // nothing was done
 	Backup  *chunkstore.Backup     `json:"backup"`
 	Writer  chunkstore.WriterStats `json:"writer"`
+	Lock    *chunkstore.LockReport `json:"lock,omitempty"`
 	Moved   transfer               `json:"transfer"`
 }
 
 func newBackupCopyCommand(a *app) *cobra.Command {
 	var compression string
 	var secrets fromSecrets
+	var locks lockFlags
 	cmd := &cobra.Command{
 		Use:   "copy BACKUP-URL URL",
 		Short: "Copy a backup into another repository",
@@ -42,6 +44,10 @@ Interrupted, it goes on when the same command is given again. 'shale repo sync' 
 			if err := checkCompression(cmd, compression); err != nil {
 				return err
 			}
+			lockFor, lockMode, err := locks.lock(cmd)
+			if err != nil {
+				return err
+			}
 			restore := secrets.use(a)
 			from, source, b, err := a.openBackup(ctx, args[0])
 			restore()
@@ -56,7 +62,7 @@ Interrupted, it goes on when the same command is given again. 'shale repo sync' 
 			defer closeInto(&err, to)
 			bar := a.newProgress("copy")
 			res, err := engine.Copy(ctx, from, b, to, engine.CopyOptions{
-				Compression: chunkstore.Compression(compression), Workers: a.parallel, Progress: bar,
+				Compression: chunkstore.Compression(compression), Workers: a.parallel, Progress: bar, LockFor: lockFor, LockMode: lockMode,
 			})
 			bar.done()
 			if err != nil {
@@ -68,6 +74,7 @@ Interrupted, it goes on when the same command is given again. 'shale repo sync' 
 	}
 	cmd.Flags().StringVar(&compression, "compression", "", "`CODEC`: none, s2, zstd:1 to zstd:4 (default: that of the repository copied to)")
 	secrets.addFlags(cmd.Flags())
+	locks.addFlags(cmd)
 	completeCompression(cmd)
 	return cmd
 }
@@ -84,7 +91,7 @@ func (a *app) printCopied(l engine.Location, res *engine.CopyResult) error {
 	moved := a.transferred(0)
 	if a.json {
 		a.note("%s", moved)
-		return a.printJSON(copyAnswer{l.String(), res.Existed, res.Backup, res.Writer, moved})
+		return a.printJSON(copyAnswer{l.String(), res.Existed, res.Backup, res.Writer, res.Lock, moved})
 	}
 	if res.Existed {
 		a.note("it is there already: nothing was copied")
@@ -106,6 +113,7 @@ func (a *app) noteCopied(res *engine.CopyResult) {
 	a.noteAdopted(res.Writer.Adopted)
 	a.note("%s of %s, %s: %s of %s in use; read %s, new %s, stored %s, in %.1f s", b.ID, b.Volume, compared,
 		size(b.Blob.Data), size(b.Blob.Size), size(b.Counts.Read), size(b.Counts.New), size(res.Writer.Stored), b.Counts.Seconds)
+	a.noteLock(res.Lock)
 }
 
 func (a *app) noteAdopted(packs int64) {

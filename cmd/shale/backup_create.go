@@ -1,15 +1,12 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/shalebackup/shale/chunkstore"
-	"github.com/shalebackup/shale/chunkstore/backend"
 	"github.com/shalebackup/shale/chunkstore/backend/limit"
 	"github.com/shalebackup/shale/engine"
 	"github.com/shalebackup/shale/engine/source"
@@ -21,7 +18,7 @@ type createOptions struct {
 	compression                   string
 	full                          bool
 	labels                        []string
-	lockFor, lockMode             string
+	locks                         lockFlags
 	thinMetadata, thinData        string
 	thinID, thinBase              int64
 	metadataSnap, allowNeedsCheck bool
@@ -88,8 +85,7 @@ why; what the repository has is not stored again.`,
 	f.BoolVar(&o.metadataSnap, "metadata-snap", false, "read the thin metadata at its held root")
 	f.BoolVar(&o.allowNeedsCheck, "allow-needs-check", false, "read thin metadata that is marked needs_check")
 	f.Var(&o.limitRead, "limit-read", "read at most `RATE` bytes per second of the volume's data: 500K, 10M, 1G (default: no limit)")
-	f.StringVar(&o.lockFor, "lock-for", "", "lock what the backup needs for a `PERIOD`, as 30d or 1y: nobody can delete it (S3 object lock)")
-	f.StringVar(&o.lockMode, "lock-mode", string(backend.Governance), "`MODE` of the lock: governance, which a special right can end, or compliance, which nobody can")
+	o.locks.addFlags(cmd)
 	completeCompression(cmd)
 	return cmd
 }
@@ -109,7 +105,7 @@ func (a *app) backupCreate(cmd *cobra.Command, args []string, o createOptions) (
 	if err != nil {
 		return err
 	}
-	lockFor, err := o.lock(cmd)
+	lockFor, lockMode, err := o.locks.lock(cmd)
 	if err != nil {
 		return err
 	}
@@ -135,7 +131,7 @@ func (a *app) backupCreate(cmd *cobra.Command, args []string, o createOptions) (
 	res, err := engine.Backup(ctx, r, opener, engine.BackupOptions{
 		Volume: o.volume, Base: base, Full: o.full, Labels: labels,
 		Compression: chunkstore.Compression(o.compression), Workers: a.parallel, Progress: bar,
-		ReadRate: limit.NewBucket(int64(o.limitRead)), LockFor: lockFor, LockMode: backend.LockMode(o.lockMode),
+		ReadRate: limit.NewBucket(int64(o.limitRead)), LockFor: lockFor, LockMode: lockMode,
 	})
 	bar.done()
 	if err != nil {
@@ -171,10 +167,7 @@ func (a *app) printCreated(l engine.Location, res *engine.BackupResult) error {
 	}
 	a.note("%s of %s in use; read %s, new %s, stored %s, in %.1f s", size(res.Backup.Blob.Data), size(res.Backup.Blob.Size),
 		size(c.Read), size(c.New), size(res.Writer.Stored), c.Seconds)
-	if lock := res.Lock; lock != nil {
-		a.note("locked until %s (%s): %d of %d objects that were looked at, now or for longer", lock.Until.Local().Format(time.DateTime),
-			lock.Mode, lock.Extended, lock.Objects)
-	}
+	a.noteLock(res.Lock)
 	a.note("%s", moved)
 	_, err := fmt.Fprintln(a.stdout, l)
 	return err
@@ -226,26 +219,6 @@ func (o *createOptions) named(cmd *cobra.Command, name string, note func(string,
 		return nil, usagef(cmd, "--no-snapshot is for thin volumes; of %s none would be taken", name)
 	}
 	return source.Image(name, source.ImageOptions{BaseImage: o.baseImage}), nil
-}
-
-// lock reads --lock-for and --lock-mode; zero: no lock.
-func (o *createOptions) lock(cmd *cobra.Command) (p engine.Period, err error) {
-	if mode := backend.LockMode(o.lockMode); mode != backend.Governance && mode != backend.Compliance {
-		return p, usagef(cmd, "--lock-mode %q: %s or %s is expected", o.lockMode, backend.Governance, backend.Compliance)
-	}
-	if o.lockFor == "" {
-		if cmd.Flags().Changed("lock-mode") {
-			return p, usagef(cmd, "--lock-mode is of use with --lock-for")
-		}
-		return p, nil
-	}
-	if p, err = engine.ParsePeriod(o.lockFor); err == nil && p.IsZero() {
-		err = errors.New("it must be longer than nothing")
-	}
-	if err != nil {
-		return p, usagef(cmd, "--lock-for %w", err)
-	}
-	return p, nil
 }
 
 // baseID takes the backup's ID from --base.

@@ -75,6 +75,8 @@ func TestSyncCommand(t *testing.T) {
 
 	missing := s.path("missing")
 	says(t, s.run(1, "repo", "sync", repo, missing).talk, "no repository here", "'shale repo init vfs://"+missing+"'")
+	says(t, s.run(1, "repo", "sync", repo, offsite, "--lock-for", "30d").talk, "no object locks")
+	says(t, s.run(1, "backup", "copy", a, offsite, "--lock-for", "30d").talk, "no object locks")
 	says(t, s.run(1, "repo", "sync", missing, repo).talk, "no repository here", "'shale repo init vfs://"+missing+"'")
 	says(t, s.run(1, "backup", "copy", a, missing).talk, "no repository here", "'shale repo init vfs://"+missing+"'")
 	says(t, s.run(1, "repo", "sync", repo, offsite, "--volume", "c").talk, "volume c: not found", "'shale backup list vfs://"+repo+"'")
@@ -86,6 +88,8 @@ func TestSyncCommand(t *testing.T) {
 		{[]string{"repo", "sync", repo}, "expects URL URL, got 1"},
 		{[]string{"repo", "sync", a, offsite}, "names a backup: 'shale backup copy' copies one"},
 		{[]string{"repo", "sync", repo, offsite, "--compression", "zip"}, `--compression "zip"`},
+		{[]string{"repo", "sync", repo, offsite, "--lock-for", "0d"}, "--lock-for"},
+		{[]string{"backup", "copy", a, offsite, "--lock-mode", "compliance"}, "--lock-mode is of use with --lock-for"},
 		{[]string{"backup", "copy", a}, "expects BACKUP-URL URL, got 1"},
 		{[]string{"backup", "copy", repo, offsite}, "names a repository, not a backup"},
 		{[]string{"backup", "copy", a, offsite, "--compression", "zip"}, `--compression "zip"`},

@@ -255,6 +255,9 @@ func TestJSONIsDocumented(t *testing.T) {
 	c.doc.compare(t, "shale backup create", asJSON(t, created{
 		Backup: &chunkstore.Backup{Lock: &locked}, Lock: &chunkstore.LockReport{ObjectLock: locked},
 	}))
+	c.doc.compare(t, "shale backup copy", asJSON(t, copyAnswer{
+		Backup: &chunkstore.Backup{Lock: &locked}, Lock: &chunkstore.LockReport{ObjectLock: locked},
+	}))
 
 	failure := c.values(1, "backup", "inspect", url)
 	if len(failure) != 1 {

@@ -34,6 +34,7 @@ func newRepoSyncCommand(a *app) *cobra.Command {
 	var o engine.SyncOptions
 	var compression string
 	var secrets fromSecrets
+	var locks lockFlags
 	cmd := &cobra.Command{
 		Use:   "sync URL URL",
 		Short: "Copy all backups that another repository lacks",
@@ -41,14 +42,19 @@ func newRepoSyncCommand(a *app) *cobra.Command {
 costs what it differs from the one before. Nothing is deleted in either: a backup that was forgotten in the first stays in the second, and
 one that was forgotten in the second is copied again if the first has it; not so with --newer. Both may be in use meanwhile.
 
+With --lock-for the copies that are made, and all that they need, cannot be deleted (S3 object lock).
+
 A backup that cannot be copied because of damage is told of, and the others are copied: exit code 3. Interrupted, it goes on when the same
 command is given again.
 ` + fromHelp,
 		Example: `  shale repo sync /srv/backups /mnt/offsite
   shale repo sync /srv/backups /mnt/offsite --volume db --newer --limit-upload 10M`,
 		Args: exactArgs("URL", "URL"),
-		RunE: func(cmd *cobra.Command, args []string) error {
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			if err := checkCompression(cmd, compression); err != nil {
+				return err
+			}
+			if o.LockFor, o.LockMode, err = locks.lock(cmd); err != nil {
 				return err
 			}
 			o.Compression = chunkstore.Compression(compression)
@@ -59,6 +65,7 @@ command is given again.
 	cmd.Flags().BoolVar(&o.Newer, "newer", false, "leave out what is older than the newest backup that the second repository has of the volume")
 	cmd.Flags().StringVar(&compression, "compression", "", "`CODEC`: none, s2, zstd:1 to zstd:4 (default: that of the repository copied to)")
 	secrets.addFlags(cmd.Flags())
+	locks.addFlags(cmd)
 	completeCompression(cmd)
 	return cmd
 }
