@@ -37,6 +37,7 @@ type Retention struct {
 // Reasons to keep a backup that are not names of flags.
 const (
 	keptFuture = "future" // its time is yet to come
+	keptLocked = "locked" // its object lock is not over
 	keptNewest = "newest" // no rule keeps any of the volume's
 )
 
@@ -44,7 +45,7 @@ const (
 type Decision struct {
 	Backup *chunkstore.Backup
 	// Reasons are the rules that keep it: "last", "hourly", "daily", "weekly", "monthly", "yearly", with " (oldest)" when it is kept as
-	// the oldest of all; "within", "label", "future", "newest". Empty: it is to be forgotten.
+	// the oldest of all; "within", "label", "locked", "future", "newest". Empty: it is to be forgotten.
 	Reasons []string
 }
 
@@ -96,7 +97,7 @@ func (r Retention) rules() []retentionRule {
 // the greater ID counts as the newer. It depends on its arguments alone. r must be valid.
 //
 // A backup whose time is after now, as a wrong clock gives, is kept, and counts for no rule: it cannot push others out. One
-// backup of each volume is kept whatever r says.
+// backup of each volume is kept whatever r says; and so is one that is locked.
 func (r Retention) Decide(backups []*chunkstore.Backup, now time.Time) []Decision {
 	backups = slices.Clone(backups)
 	slices.SortFunc(backups, func(a, b *chunkstore.Backup) int {
@@ -138,6 +139,11 @@ func (r Retention) decideVolume(all []Decision, now time.Time) {
 	for i := range past {
 		if slices.ContainsFunc(r.Labels, func(l Label) bool { return l.On(past[i].Backup) }) {
 			past[i].Reasons = append(past[i].Reasons, "label")
+		}
+	}
+	for i := range all {
+		if lock := all[i].Backup.Lock; lock != nil && lock.Until.After(now) {
+			all[i].Reasons = append(all[i].Reasons, keptLocked)
 		}
 	}
 	if !slices.ContainsFunc(all, Decision.Kept) {

@@ -28,6 +28,11 @@ func at(n int, when string, labels ...string) *chunkstore.Backup {
 	return b
 }
 
+func lockedUntil(b *chunkstore.Backup, until time.Time) *chunkstore.Backup {
+	b.Lock = &chunkstore.ObjectLock{Until: until}
+	return b
+}
+
 func ats(when ...string) (out []*chunkstore.Backup) {
 	for i, w := range when {
 		out = append(out, at(i, w))
@@ -113,6 +118,9 @@ func TestRetention(t *testing.T) {
 		{"a day within is the calendar's, of 23 hours here", engine.Retention{Within: period(t, "1d"), Zone: berlin},
 			ats("2026-03-28 10:59", "2026-03-28 11:00", "2026-03-29 10:00"), // 12:00 and 12:00
 			[]string{"2026-03-29 10:00 within", "2026-03-28 11:00 within", "2026-03-28 10:59"}},
+		{"locked", engine.Retention{Last: 1}, []*chunkstore.Backup{
+			lockedUntil(at(1, "2026-01-01 00:00"), retentionNow.Add(1)), lockedUntil(at(2, "2026-01-02 00:00"), retentionNow), at(3, "2026-01-03 00:00"),
+		}, []string{"2026-01-03 00:00 last", "2026-01-02 00:00", "2026-01-01 00:00 locked"}},
 		{"none", engine.Retention{Last: 1}, nil, nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
