@@ -1,4 +1,4 @@
-// Package e2e has shale's end-to-end tests: against a real dm-thin kernel, in the guest of package lab. They run when the
+// Package e2e has shale's end-to-end tests: against a real dm-thin kernel and its NFS server, in the guest of package lab. They run when the
 // environment has SHALE_E2E=1, and skip otherwise.
 //
 //	scripts/setup                                     once: what the guest needs

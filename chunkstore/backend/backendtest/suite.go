@@ -61,7 +61,7 @@ func (s Suite) Run(t *testing.T, open func(t *testing.T) backend.Backend) {
 		{"ReplaceUnderReaders", s.testReplaceUnderReaders},
 		{"PutIfAbsentRace", s.testPutIfAbsentRace},
 		{"ListUnderWrites", testListUnderWrites},
-		{"ConcurrentMix", testConcurrentMix},
+		{"ConcurrentMix", s.testConcurrentMix},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.test(t, open(t)) })
 	}

@@ -149,8 +149,9 @@ func testListUnderWrites(t *testing.T, be backend.Backend) {
 }
 
 // testConcurrentMix has every method at work at once on names of each goroutine's own: nobody disturbs another.
-func testConcurrentMix(t *testing.T, be backend.Backend) {
-	const workers, rounds = 6, 15
+func (s Suite) testConcurrentMix(t *testing.T, be backend.Backend) {
+	const workers = 6
+	rounds := s.times(15)
 	var wg sync.WaitGroup
 	for w := range workers {
 		wg.Go(func() {

@@ -105,6 +105,9 @@ func (b *Backend) writeTemporary(ctx context.Context, folder string, data []byte
 		return temporary{}, err
 	}
 	tmp.info, err = b.fill(ctx, f, data)
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		_ = f.Truncate(0) // an NFS client would keep the file, and its room, until it has tried to send the rest
+	}
 	// NFS and quotas may tell of a write that failed as late as here.
 	if closeErr := f.Close(); err == nil {
 		err = closeErr
