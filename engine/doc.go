@@ -22,7 +22,7 @@
 // # Retention
 //
 // A Retention is a set of rules, each of which keeps backups by itself; Decide is a pure function of the backups, the rules and the
-// time. Forget deletes the records of those that no rule keeps, after all decisions are made. One backup of a volume always stays.
+// time. Forget deletes the records of those that no rule keeps, after all decisions are made. The newest of a volume always stays.
 //
 // # Promises
 //

@@ -38,7 +38,7 @@ type Retention struct {
 const (
 	keptFuture = "future" // its time is yet to come
 	keptLocked = "locked" // its object lock is not over
-	keptNewest = "newest" // no rule keeps any of the volume's
+	keptNewest = "newest" // no rule keeps the newest of the volume
 )
 
 // Decision is what a Retention says of one backup.
@@ -96,8 +96,8 @@ func (r Retention) rules() []retentionRule {
 // Decide says for every backup whether it is kept, and why: by volume, the newest first; of two of the same time the one with
 // the greater ID counts as the newer. It depends on its arguments alone. r must be valid.
 //
-// A backup whose time is after now, as a wrong clock gives, is kept, and counts for no rule: it cannot push others out. One
-// backup of each volume is kept whatever r says; and so is one that is locked.
+// A backup whose time is after now, as a wrong clock gives, is kept, and counts for no rule: it cannot push others out. The
+// newest of the others is kept whatever r says: the next backup of the volume is compared with it. So is one that is locked.
 func (r Retention) Decide(backups []*chunkstore.Backup, now time.Time) []Decision {
 	backups = slices.Clone(backups)
 	slices.SortFunc(backups, func(a, b *chunkstore.Backup) int {
@@ -146,8 +146,8 @@ func (r Retention) decideVolume(all []Decision, now time.Time) {
 			all[i].Reasons = append(all[i].Reasons, keptLocked)
 		}
 	}
-	if !slices.ContainsFunc(all, Decision.Kept) {
-		all[0].Reasons = []string{keptNewest}
+	if len(past) > 0 && !past[0].Kept() {
+		past[0].Reasons = []string{keptNewest}
 	}
 }
 

@@ -101,7 +101,10 @@ func TestRetention(t *testing.T) {
 			[]string{"2099-01-01 00:00 future", "2026-07-01 00:01 future", "2026-06-02 00:00 last, within", "2026-06-01 00:00"}},
 		{"now is not the future", engine.Retention{Last: 1}, ats("2026-07-01 00:00", "2026-06-01 00:00"),
 			[]string{"2026-07-01 00:00 last", "2026-06-01 00:00"}},
-		{"one stays though no rule keeps it", engine.Retention{Labels: []engine.Label{{Key: "none", Any: true}}},
+		{"the newest stays though no rule keeps it", engine.Retention{Labels: []engine.Label{{Key: "keep", Any: true}}},
+			[]*chunkstore.Backup{at(1, "2026-01-01 00:00", "keep="), at(2, "2026-01-02 00:00"), at(3, "2026-01-03 00:00"), at(4, "2099-01-03 00:00")},
+			[]string{"2099-01-03 00:00 future", "2026-01-03 00:00 newest", "2026-01-02 00:00", "2026-01-01 00:00 label"}},
+		{"the newest stays alone", engine.Retention{Labels: []engine.Label{{Key: "none", Any: true}}},
 			ats("2026-01-01 00:00", "2026-01-02 00:00"), []string{"2026-01-02 00:00 newest", "2026-01-01 00:00"}},
 		{"one time: the greater ID is the newer", engine.Retention{Last: 1},
 			[]*chunkstore.Backup{at(2, "2026-01-01 00:00", "second=1"), at(1, "2026-01-01 00:00")},
@@ -294,6 +297,17 @@ func TestRetentionProperties(t *testing.T) {
 			if kept[b.ID] {
 				left[b.Volume] = true
 				rest = append(rest, b)
+			}
+		}
+		newest := map[string]*chunkstore.Backup{}
+		for _, b := range all {
+			if n := newest[b.Volume]; !b.Time.After(retentionNow) && (n == nil || b.Time.After(n.Time) || b.Time.Equal(n.Time) && b.ID > n.ID) {
+				newest[b.Volume] = b
+			}
+		}
+		for _, b := range newest {
+			if !kept[b.ID] {
+				fail("the newest of " + b.Volume + " is forgotten")
 			}
 		}
 		for _, b := range all {

@@ -58,8 +58,8 @@ A backup stays when any --keep-... rule keeps it:
 
 Hours and days begin by --timezone, which is this host's unless given: name one where hosts of several zones forget.
 
-Backups whose time is yet to come (some clock was wrong) stay and count for no rule. The last backup of a volume always stays: 'shale backup
-delete' deletes it. Backups that are locked (--lock-for) stay until the lock is over.
+Backups whose time is yet to come (some clock was wrong) stay and count for no rule. The newest backup of a volume always stays: the next
+one is compared with it ('shale backup delete' deletes it). Backups that are locked (--lock-for) stay until the lock is over.
 
 With --label only backups that have it are counted, and forgotten. Exit code 3: some backup records cannot be read; they stay, and count
 for no rule.
