@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"io"
 	"iter"
 	"math/rand/v2"
 	"os"
@@ -12,7 +13,10 @@ import (
 	"strings"
 	"testing"
 
+	"filippo.io/age"
+
 	"github.com/shalebackup/shale/chunkstore"
+	"github.com/shalebackup/shale/chunkstore/backend"
 	"github.com/shalebackup/shale/chunkstore/backend/file"
 	"github.com/shalebackup/shale/engine"
 	"github.com/shalebackup/shale/engine/source"
@@ -70,7 +74,7 @@ func (m *image) zero(off, n int) {
 }
 
 // reader returns a function that runs format_reader/read.py, and skips the test where it cannot run.
-func reader(t *testing.T) func(args ...string) (talk string, err error) {
+func reader(t *testing.T, env ...string) func(args ...string) (talk string, err error) {
 	t.Helper()
 	for _, tool := range []string{"python3", "zstd"} {
 		if _, err := exec.LookPath(tool); err != nil {
@@ -83,6 +87,7 @@ func reader(t *testing.T) func(args ...string) (talk string, err error) {
 	}
 	return func(args ...string) (string, error) {
 		cmd := exec.CommandContext(t.Context(), "python3", append([]string{script}, args...)...)
+		cmd.Env = append(os.Environ(), env...)
 		talk, err := cmd.CombinedOutput()
 		return string(talk), err
 	}
@@ -131,6 +136,107 @@ func TestSecondReader(t *testing.T) {
 	}
 }
 
+// The second reader reads sealed repositories, too, also what was stored after a rotation, when it is given what age decrypts.
+func TestSecondReaderOfSealed(t *testing.T) {
+	t.Parallel()
+	if out, err := exec.Command("python3", "-c", "import ctypes.util, sys; sys.exit(not ctypes.util.find_library('crypto'))").CombinedOutput(); err != nil {
+		t.Skipf("the second reader needs libcrypto: %v %s", err, out)
+	}
+	identity, err := age.GenerateX25519Identity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	to, err := chunkstore.ParseRecipient(identity.Recipient().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(t.TempDir(), "repo")
+	be, err := file.Options{NoSync: true}.Create(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := chunkstore.InitOptions{SpanBytes: 1 << 20, MaxChunk: 64 << 10, PackBytes: 1 << 20, Recipients: []chunkstore.Recipient{to}}
+	c := chunkstore.Credentials{Identities: []age.Identity{identity}}
+	r := initAndOpen(t, be, o, c)
+	rng := rand.New(rand.NewPCG(3, 4))
+	m := &image{data: make([]byte, 3<<20+777)}
+	m.write(rng, 1<<20-9000, 30_000)
+
+	keys, err := filepath.Glob(filepath.Join(dir, "keys", "*"))
+	if err != nil || len(keys) != 1 {
+		t.Fatalf("%v, %v", keys, err)
+	}
+	secrets := unwrapSecrets(t, keys[0], identity)
+	backUpAndRead(t, r, m, dir, reader(t, "MASTER_KEYS="+secrets))
+	var s struct {
+		Identity string `json:"identity"`
+	}
+	if text, err := os.ReadFile(secrets); err != nil || json.Unmarshal(text, &s) != nil {
+		t.Fatalf("%s, %v", text, err)
+	}
+	own, err := age.ParseX25519Identity(s.Identity)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Rotate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	after, err := chunkstore.Open(t.Context(), be, chunkstore.Options{Credentials: c})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer after.Close()
+	m.changed = nil
+	m.write(rng, 2<<20, 20_000)
+	both := "MASTER_KEYS=" + secrets + ":" + unwrapSecrets(t, filepath.Join(dir, "epochs", "001"), own)
+	b := backUpAndRead(t, after, m, dir, reader(t, both))
+	if talk, err := reader(t, both)(dir); err != nil {
+		t.Errorf("read.py finds the packs or the index wrong: %v: %s", err, talk)
+	}
+	for what, env := range map[string]string{"is sealed": "", "is not known": "MASTER_KEYS=" + secrets} {
+		if talk, err := reader(t, env)(dir, b.Volume, b.ID, filepath.Join(t.TempDir(), "out")); err == nil || !strings.Contains(talk, what) {
+			t.Errorf("%v, %q; want %q", err, talk, what)
+		}
+	}
+	packs, err := filepath.Glob(filepath.Join(dir, "packs", "data", "*", "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	flipByte(t, largest(t, packs), 1000)
+	if talk, err := reader(t, both)(dir, b.Volume, b.ID, filepath.Join(t.TempDir(), "out")); err == nil {
+		t.Errorf("with a damaged pack: %q", talk)
+	}
+}
+
+// unwrapSecrets does as format.md says: it decrypts the "wrapped" of a key object or a rotation, and returns the file with the result.
+func unwrapSecrets(t *testing.T, object string, identity age.Identity) string {
+	t.Helper()
+	text, err := os.ReadFile(object)
+	if err != nil {
+		t.Fatal(err)
+	}
+	line, _, _ := bytes.Cut(text, []byte("\n"))
+	var o struct {
+		Wrapped []byte `json:"wrapped"`
+	}
+	if err := json.Unmarshal(line, &o); err != nil {
+		t.Fatal(err)
+	}
+	plain, err := age.Decrypt(bytes.NewReader(o.Wrapped), identity)
+	if err != nil {
+		t.Fatal(err)
+	}
+	secrets, err := io.ReadAll(plain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "secrets")
+	if err := os.WriteFile(file, secrets, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
 func newRepository(t *testing.T, dir string, c chunkstore.Compression) *chunkstore.Repository {
 	t.Helper()
 	be, err := file.Options{NoSync: true}.Create(dir)
@@ -138,10 +244,15 @@ func newRepository(t *testing.T, dir string, c chunkstore.Compression) *chunksto
 		t.Fatal(err)
 	}
 	o := chunkstore.InitOptions{Compression: c, SpanBytes: 1 << 20, CutBits: 3, MaxChunk: 64 << 10, PackBytes: 1 << 20}
+	return initAndOpen(t, be, o, chunkstore.Credentials{})
+}
+
+func initAndOpen(t *testing.T, be backend.Backend, o chunkstore.InitOptions, c chunkstore.Credentials) *chunkstore.Repository {
+	t.Helper()
 	if _, err := chunkstore.Init(t.Context(), be, o); err != nil {
 		t.Fatal(err)
 	}
-	r, err := chunkstore.Open(t.Context(), be, chunkstore.Options{})
+	r, err := chunkstore.Open(t.Context(), be, chunkstore.Options{Credentials: c})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,9 +4,16 @@
     read.py REPOSITORY VOLUME BACKUP OUT    restores a backup
     read.py REPOSITORY                      checks every pack's table, and the index against them
 
-It needs Python 3.10 with its standard library and the zstd tool. It is slow (BLAKE3 in Python); it is here to prove the page, and to be what
+Of a sealed repository the master keys are read from the files named in $MASTER_KEYS, separated by colons: what age decrypts of a key object's
+"wrapped", then what it decrypts of each rotation's, in order. For one key:
+
+    head -n1 keys/KEY | python3 -c 'import base64, json, sys; sys.stdout.buffer.write(base64.b64decode(json.load(sys.stdin)["wrapped"]))' | age -d -i IDENTITY
+
+It needs Python 3.10 with its standard library and the zstd tool; for sealed repositories OpenSSL's libcrypto. It is slow (BLAKE3 in Python); it is here to prove the page, and to be what
 one falls back on. Section numbers are those of format.md.
 """
+import ctypes
+import ctypes.util
 import json
 import os
 import struct
@@ -168,14 +175,71 @@ def unpack_s2(b, raw, where):
     return bytes(out)
 
 
+# --- Sealing (12) ---------------------------------------------------------------------------------------------------------
+
+
+def libcrypto():
+    lib = ctypes.CDLL(ctypes.util.find_library("crypto"))
+    for name in ("EVP_CIPHER_CTX_new", "EVP_aes_256_gcm"):
+        getattr(lib, name).restype = ctypes.c_void_p
+    return lib
+
+
+def open_gcm(key, nonce, aad, sealed):
+    """The plain bytes, or None where they are not authentic."""
+    lib = libcrypto()
+    ctx, n, out = ctypes.c_void_p(lib.EVP_CIPHER_CTX_new()), ctypes.c_int(), ctypes.create_string_buffer(len(sealed) + 1)
+    text, tag = sealed[:-16], sealed[-16:]
+    set_tag = 0x11  # EVP_CTRL_AEAD_SET_TAG
+    try:
+        ok = lib.EVP_DecryptInit_ex(ctx, ctypes.c_void_p(lib.EVP_aes_256_gcm()), None, key, nonce) == 1
+        ok = ok and lib.EVP_DecryptUpdate(ctx, None, ctypes.byref(n), aad, len(aad)) == 1
+        ok = ok and lib.EVP_DecryptUpdate(ctx, out, ctypes.byref(n), text, len(text)) == 1
+        ok = ok and lib.EVP_CIPHER_CTX_ctrl(ctx, set_tag, 16, tag) == 1
+        ok = ok and lib.EVP_DecryptFinal_ex(ctx, None, ctypes.byref(n)) == 1
+        return out.raw[:len(text)] if ok else None
+    finally:
+        lib.EVP_CIPHER_CTX_free(ctx)
+
+
+class Seal:
+    """How the records of one pack are opened: a sealed repository's, or (without masters) a plain one's."""
+
+    def __init__(self, masters, kind, salt, where):
+        self.key = None
+        if masters:
+            need(salt[0] < len(masters), where, f"master key {salt[0]} is not known")
+            self.key = derive_key("shale repository v1: pack key", masters[salt[0]] + bytes([kind]) + salt)
+
+    def tag(self, id):
+        return bytes(8) if self.key else id[16:24]
+
+    def open(self, payload, off, id, codec, raw, where):
+        if not self.key:
+            return payload
+        nonce = struct.pack("<Q4x", off)
+        plain = open_gcm(self.key, nonce, id + raw.to_bytes(3, "little") + bytes([codec]), payload) if len(payload) >= 16 else None
+        need(plain is not None, where, "record is not authentic")
+        return plain
+
+
+def read_masters(paths):
+    masters = []
+    for path in filter(None, paths.split(":")):
+        with open(path, "rb") as f:
+            secrets = json.load(f)
+        masters += [bytes.fromhex(m) for m in secrets.get("masters") or [secrets["master"]]]
+    return masters
+
+
 # --- Records and packs (5, 6) ---------------------------------------------------------------------------------------------
 
 
-def open_record(rec, id, codec, raw, where):
+def open_record(rec, id, codec, raw, where, seal, off):
     """The plain bytes of a record, its sum and tag checked, but not its whole ID."""
     need(len(rec) >= 16 and struct.unpack_from("<Q", rec)[0] == xxh64(rec[8:]), where, "record checksum does not match")
-    need(rec[8:16] == id[16:24], where, "record belongs to another ID")
-    plain = rec[16:]
+    need(rec[8:16] == seal.tag(id), where, "record belongs to another ID")
+    plain = seal.open(rec[16:], off, id, codec, 0 if id == TABLE else raw, where)
     if codec == 1:
         out = subprocess.run(["zstd", "-dcq"], input=plain, stdout=subprocess.PIPE, check=False)
         need(out.returncode == 0, where, "zstd frame is damaged")
@@ -188,18 +252,22 @@ def open_record(rec, id, codec, raw, where):
     return plain
 
 
-def read_pack(b, where):
-    """A whole pack's kind, ID and table: (ID, offset, stored, raw, codec) of each record."""
+TABLE = b"table".ljust(32, b"\0")
+
+
+def read_pack(b, where, masters):
+    """A whole pack's kind, ID, table: (ID, offset, stored, raw, codec) of each record, and seal."""
     need(88 <= len(b) <= 1 << 30, where, "length is not a pack's")
     magic, version, kind, scheme, zero = struct.unpack_from("<4s4B", b)
     need(magic == b"SHAL" and struct.unpack_from("<Q", b, 24)[0] == xxh64(b[:24]), where, "header is damaged")
-    need(version == 1 and scheme == 0 and zero == 0, where, "version, scheme or flags are not supported")
+    need(version == 1 and scheme == bool(masters) and zero == 0, where, "version, scheme or flags are not supported here")
+    seal = Seal(masters, kind, b[8:24], where)
     t = b[-40:]
     off, length, records, body, version, magic, total = struct.unpack("<QIIQI4sQ", t)
     need(magic == b"LAHS" and total == xxh64(t[:32]), where, "trailer is damaged")
     need(version == 1, where, f"version {version} is not supported")
     need(off >= 32 and off + length + 40 == len(b), where, "table does not end at the trailer")
-    table = open_record(b[off:-40], b"table".ljust(32, b"\0"), 0, 40 * records, where)
+    table = open_record(b[off:-40], TABLE, 0, 40 * records, where, seal, off)
     entries, sums, at = [], b"", 32
     for i in range(records):
         id, stored, rc = struct.unpack_from("<32sII", table, 40 * i)
@@ -208,21 +276,28 @@ def read_pack(b, where):
         sums += b[at:at + 8]
         at += stored
     need(at == off and body == xxh64(sums), where, "records do not fill the pack, or their sums do not match")
-    return kind, blake3(b[:32] + b[off:]).hex(), entries
+    return kind, blake3(b[:32] + b[off:]).hex(), entries, seal
 
 
 # --- The repository -------------------------------------------------------------------------------------------------------
 
 
 class Repository:
-    def __init__(self, root):
-        self.root = root
+    def __init__(self, root, masters):
+        self.root, self.masters = root, masters
         line, _, rest = self.object("config").partition(b"\n")
-        need(rest == b"%016x\n" % xxh64(line), "config", "checksum line does not match")
+        need(rest[:17] == b"%016x\n" % xxh64(line), "config", "checksum line does not match")
         c = json.loads(line)
         known = (c["format"], c["version"], c["hash"]) == ("shale repository", 1, "blake3")
         need(known, "config", "format, version or hash is not supported")
-        secret = bytes.fromhex(c["secret"])
+        need(c.get("sealing", "") in ("", "aes-256-gcm"), "config", "sealing is not supported")
+        if c.get("sealing"):
+            need(masters, "config", "the repository is sealed: MASTER_KEYS names no file")
+            mac = keyed_hash(derive_key("shale repository v1: configuration", masters[0]), line)
+            need(rest[17:] == mac.hex().encode() + b"\n", "config", "keyed hash does not match")
+        else:
+            need(not masters and rest[17:] == b"", "config", "the repository is not sealed")
+        secret = masters[0] if masters else bytes.fromhex(c["secret"])
         self.span = c["span_bytes"]
         self.chunk_key = derive_key("shale repository v1: chunk ID", secret)
         self.node_key = derive_key("shale repository v1: tree node ID", secret)
@@ -239,11 +314,11 @@ class Repository:
     def framed(self, name, kind):
         """Section 8."""
         b, out = self.object(name), b""
-        got, pack, entries = read_pack(b, name)
+        got, pack, entries, seal = read_pack(b, name, self.masters)
         need(got == kind, name, f"pack of kind {got}, not {kind}")
         need(kind != 3 or name == "index/" + pack, name, "content is not what the name says")
         for id, at, stored, raw, codec in entries:
-            frame = open_record(b[at:at + stored], id, codec, raw, f"{name} at byte {at}")
+            frame = open_record(b[at:at + stored], id, codec, raw, f"{name} at byte {at}", seal, at)
             need(keyed_hash(self.node_key, frame) == id, name, "content does not match its ID")
             out += frame
         return out
@@ -260,16 +335,16 @@ class Repository:
         need(end == (b[-32:-16] if entries else bytes(16)), name, "last key is not the last entry's")
         objects = []
         for i in range(packs):
-            id, _salt, kind, zero, size = struct.unpack_from("<32s16sB7sQ", b, fence + 64 * i)
+            id, salt, kind, zero, size = struct.unpack_from("<32s16sB7sQ", b, fence + 64 * i)
             need(kind in (1, 2) and not any(zero), name, f"pack {i} is of kind {kind}")
-            objects.append((f"packs/{('data', 'tree')[kind - 1]}/{id.hex()[:2]}/{id.hex()}", size))
+            objects.append((f"packs/{('data', 'tree')[kind - 1]}/{id.hex()[:2]}/{id.hex()}", size, kind, salt))
         last = b""
         for i in range(entries):
             key, pack, off, sizes, codec, zero = struct.unpack_from("<16sII6sBB", b, first + 32 * i)
             stored, raw = int.from_bytes(sizes[:3], "little"), int.from_bytes(sizes[3:], "little")
             need(key > last and zero == 0 and pack < packs, name, f"entry {i} is damaged")
             need(stored >= 16 and off >= 32 and off + stored <= objects[pack][1], name, f"entry {i} lies outside its pack")
-            self.index[key], last = (objects[pack][0], off, stored, raw, codec), key
+            self.index[key], last = (objects[pack][0], off, stored, raw, codec, *objects[pack][2:]), key
             nodes -= objects[pack][0].startswith("packs/tree/")
             plain -= 0 if objects[pack][0].startswith("packs/tree/") else raw
         need(nodes == 0 and plain == 0, name, "nodes or plain bytes are not what the header says")
@@ -282,21 +357,21 @@ class Repository:
                     if file.startswith("."):
                         continue
                     object = f"packs/{name}/{file[:2]}/{file}"
-                    got, pack, entries = read_pack(self.object(object), object)
+                    got, pack, entries, _ = read_pack(self.object(object), object, self.masters)
                     need((got, pack) == (kind, file), object, "content is not what the name says")
                     for id, *place in entries:
                         found = self.index.get(id[:16])
                         need(found, object, f"{id.hex()} is in no segment")
-                        need(found[0] != object or found[1:] == tuple(place), object, "index and table disagree")
+                        need(found[0] != object or found[1:5] == tuple(place), object, "index and table disagree")
 
     def read(self, id, key):
         """The plain bytes of a chunk or node (11, steps 4 and 5)."""
         need(id[:16] in self.index, "index", f"{id.hex()} is in no segment")
-        name, off, stored, raw, codec = self.index[id[:16]]
+        name, off, stored, raw, codec, kind, salt = self.index[id[:16]]
         where = f"{name} at byte {off}"
         with open(os.path.join(self.root, name), "rb") as f:
             f.seek(off)
-            plain = open_record(f.read(stored), id, codec, raw, where)
+            plain = open_record(f.read(stored), id, codec, raw, where, Seal(self.masters, kind, salt, where), off)
         need(keyed_hash(key, plain) == id, where, "content does not match its ID")
         return plain
 
@@ -380,7 +455,7 @@ if __name__ == "__main__":
     if len(sys.argv) not in (2, 5):
         sys.exit(__doc__)
     try:
-        repository = Repository(sys.argv[1])
+        repository = Repository(sys.argv[1], read_masters(os.environ.get("MASTER_KEYS", "")))
         if len(sys.argv) == 2:
             repository.check()
         else:
