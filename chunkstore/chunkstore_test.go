@@ -14,11 +14,15 @@ import (
 // fullTest says whether tests that take samples are to try everything.
 func fullTest() bool { return os.Getenv("SHALE_TEST_FULL") != "" }
 
-// openTest makes a repository at be, if there is none, and opens it. The test's clean-up checks it down to the data.
+// openTest makes a repository at be, if there is none, sealed if o has credentials, and opens it. The test's clean-up checks it down to the data.
 func openTest(t *testing.T, be backend.Backend, o Options) *Repository {
 	t.Helper()
 	ctx := context.Background()
-	_, _ = Init(ctx, be, InitOptions{SpanBytes: 1 << 20, PackBytes: 1 << 20})
+	init := InitOptions{SpanBytes: 1 << 20, PackBytes: 1 << 20}
+	if len(o.Credentials.Identities) > 0 {
+		init.Recipients = []Recipient{testRecipient(t, 0)}
+	}
+	_, _ = Init(ctx, be, init)
 	r, err := Open(ctx, be, o)
 	if err != nil {
 		t.Fatal(err)

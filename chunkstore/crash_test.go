@@ -16,6 +16,7 @@ import (
 // crashRun is one process's work, and what it knows of it when it dies.
 type crashRun struct {
 	cache string
+	keys  Credentials
 	imgs  [][]byte          // one backup of each, in their order
 	tried map[string][]byte // by backup ID: what the record says is in it
 	done  map[string]bool   // PutBackup has returned
@@ -23,7 +24,7 @@ type crashRun struct {
 
 // work writes all backups, each on the one before, then merges the index and makes it anew.
 func (c *crashRun) work(ctx context.Context, be backend.Backend) error {
-	r, err := Open(ctx, be, Options{CacheDir: c.cache, Parallel: 1})
+	r, err := Open(ctx, be, Options{CacheDir: c.cache, Parallel: 1, Credentials: c.keys})
 	if err != nil {
 		return err
 	}
@@ -39,7 +40,7 @@ func (c *crashRun) work(ctx context.Context, be backend.Backend) error {
 	if err := r.CompactIndex(ctx); err != nil {
 		return err
 	}
-	r2, _, err := Reindex(ctx, be, Options{Parallel: 1}, nil)
+	r2, _, err := Reindex(ctx, be, Options{Parallel: 1, Credentials: c.keys}, nil)
 	if err != nil {
 		return err
 	}
@@ -71,7 +72,7 @@ func (c *crashRun) backUp(ctx context.Context, r *Repository, img []byte, base *
 // verify opens what survived: nothing is damaged, each backup gives back its bytes, and the next one succeeds.
 func (c *crashRun) verify(t *testing.T, be backend.Backend) {
 	t.Helper()
-	r := openTest(t, be, Options{CacheDir: c.cache})
+	r := openTest(t, be, Options{CacheDir: c.cache, Credentials: c.keys})
 	listed := c.verifyListed(t, r)
 	for id := range c.done {
 		if !listed[id] {
@@ -142,10 +143,11 @@ func crashEverywhere(t *testing.T, imgs [][]byte, stop func(backend.Backend, int
 	}
 	for n := 1; ; n += step {
 		be := mem.New()
-		if _, err := Init(t.Context(), be, InitOptions{SpanBytes: 1 << 20, PackBytes: 1 << 20}); err != nil {
+		o, keys := half(t, uint64(points), InitOptions{SpanBytes: 1 << 20, PackBytes: 1 << 20})
+		if _, err := Init(t.Context(), be, o); err != nil {
 			t.Fatal(err)
 		}
-		c := &crashRun{imgs: imgs, tried: map[string][]byte{}, done: map[string]bool{}}
+		c := &crashRun{imgs: imgs, keys: keys, tried: map[string][]byte{}, done: map[string]bool{}}
 		if cached {
 			c.cache = t.TempDir()
 		}

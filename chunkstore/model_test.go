@@ -23,6 +23,7 @@ type modelHost struct {
 
 // modelTest takes random steps on a repository and on a map of what it must hold.
 type modelTest struct {
+	keys    Credentials // of a sealed repository
 	t       *testing.T
 	rnd     *rand.Rand
 	be      *mem.Backend
@@ -60,7 +61,9 @@ func TestModel(t *testing.T) {
 		t: t, rnd: rand.New(rand.NewPCG(seed, 1)), be: mem.New(),
 		volumes: map[string][]byte{"a": {}, "b": {}, "c": {}}, backups: map[string]map[string]modelBackup{"a": {}, "b": {}, "c": {}},
 	}
-	if _, err := Init(t.Context(), m.be, InitOptions{SpanBytes: 1 << 20, PackBytes: 1 << 20}); err != nil {
+	var o InitOptions
+	o, m.keys = half(t, seed, InitOptions{SpanBytes: 1 << 20, PackBytes: 1 << 20})
+	if _, err := Init(t.Context(), m.be, o); err != nil {
 		t.Fatal(err)
 	}
 	for i := range m.hosts {
@@ -92,7 +95,7 @@ func (m *modelTest) must(err error) {
 
 func (m *modelTest) open(h *modelHost) {
 	m.t.Helper()
-	r, err := Open(m.t.Context(), m.be, Options{CacheDir: h.cache})
+	r, err := Open(m.t.Context(), m.be, Options{CacheDir: h.cache, Credentials: m.keys})
 	if err != nil {
 		m.t.Fatal(err)
 	}
@@ -135,12 +138,16 @@ func (m *modelTest) step() string {
 		}
 		m.open(h)
 		return what
+	case n < 82 && h.r.Sealed():
+		_, err := h.r.Rotate(m.t.Context())
+		m.must(err)
+		return "rotate"
 	case n < 90:
 		m.must(h.r.CompactIndex(m.t.Context()))
 		return "compact"
 	case n < 94:
 		m.must(h.r.Close())
-		r, rep, err := Reindex(m.t.Context(), m.be, Options{CacheDir: h.cache}, nil)
+		r, rep, err := Reindex(m.t.Context(), m.be, Options{CacheDir: h.cache, Credentials: m.keys}, nil)
 		if err != nil || len(rep.Damage) > 0 {
 			m.t.Fatalf("reindex: %+v, %v", rep, err)
 		}

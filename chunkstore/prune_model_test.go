@@ -25,6 +25,7 @@ import (
 // pruneModel lets hosts back up, delete, merge, prune, read and die, one backend call at a time in random order, with the store's
 // clock in its hands. It runs in a synctest bubble: hosts are goroutines that wait at the gate before each call.
 type pruneModel struct {
+	keys  Credentials // of a sealed repository
 	ctx   context.Context
 	rnd   *rand.Rand
 	be    *mem.Backend
@@ -139,7 +140,9 @@ func runPruneModel(t *testing.T, seed uint64, steps int, off pruneRules) (*prune
 	var failed error
 	synctest.Test(t, func(t *testing.T) {
 		m.ctx, m.be, m.begun = t.Context(), mem.New(), time.Now()
-		if _, err := Init(m.ctx, m.be, InitOptions{SpanBytes: 1 << 20, PackBytes: 1 << 20, CutBits: -1, MaxChunk: 4096}); err != nil {
+		var o InitOptions
+		o, m.keys = half(t, seed, InitOptions{SpanBytes: 1 << 20, PackBytes: 1 << 20, CutBits: -1, MaxChunk: 4096})
+		if _, err := Init(m.ctx, m.be, o); err != nil {
 			failed = err
 			return
 		}
@@ -289,7 +292,7 @@ func (h *pruneHost) open() error {
 	if h.r != nil {
 		return nil
 	}
-	r, err := Open(h.m.ctx, &gate{h.m.be, h}, Options{CacheDir: h.cache, Parallel: 1})
+	r, err := Open(h.m.ctx, &gate{h.m.be, h}, Options{CacheDir: h.cache, Parallel: 1, Credentials: h.m.keys})
 	if err == nil {
 		h.own(r)
 	}
@@ -385,7 +388,7 @@ func (h *pruneHost) compact() error {
 }
 
 func (h *pruneHost) reindex() error {
-	r, rep, err := Reindex(h.m.ctx, &gate{h.m.be, h}, Options{Parallel: 1}, nil)
+	r, rep, err := Reindex(h.m.ctx, &gate{h.m.be, h}, Options{Parallel: 1, Credentials: h.m.keys}, nil)
 	if errors.Is(err, errTrashChanged) {
 		return nil
 	}
@@ -421,7 +424,7 @@ func (h *pruneHost) read() error {
 // verify reads every listed backup as a stranger would.
 func (m *pruneModel) verify() error {
 	m.count.verified++
-	r, err := Open(context.Background(), m.be, Options{Parallel: 1})
+	r, err := Open(context.Background(), m.be, Options{Parallel: 1, Credentials: m.keys})
 	if err != nil {
 		return err
 	}

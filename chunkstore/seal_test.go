@@ -44,6 +44,16 @@ func testCredentials(t testing.TB, i int) Credentials {
 	return Credentials{Identities: []age.Identity{testIdentity(t, i)}}
 }
 
+// half gives every second test, by its number, a repository that is sealed: what to make it with and to open it with.
+func half(t testing.TB, n uint64, o InitOptions) (InitOptions, Credentials) {
+	t.Helper()
+	if n%2 == 0 {
+		return o, Credentials{}
+	}
+	o.Recipients = []Recipient{testRecipient(t, 0)}
+	return o, testCredentials(t, 0)
+}
+
 // initSealed makes a sealed repository for testIdentities[0].
 func initSealed(t testing.TB, be backend.Backend) {
 	t.Helper()

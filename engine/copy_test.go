@@ -54,42 +54,11 @@ func randomRepo(t *testing.T, rng *rand.Rand) *chunkstore.Repository {
 	return openRepoWith(t, mem.New(), o)
 }
 
-// A key pair that guards nothing.
-const (
-	testIdentity  = "AGE-SECRET-KEY-1ZZUDFJ72HGKECWAU92JPF2UYANHTM7MZYY4X6RA57EH9AHDJ3LHSV0QT44"
-	testRecipient = "age156lqqsc4vm0d3xvxuh0k4r5dsthe2kscxhvx4vr0km5962yf3scqvfnumh"
-)
-
 // openSealed makes and opens an encrypted repository, which has a master key of its own. The test's clean-up checks it.
 func openSealed(t *testing.T, o chunkstore.InitOptions) *chunkstore.Repository {
 	t.Helper()
-	to, err := chunkstore.ParseRecipient(testRecipient)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ids, err := chunkstore.ParseIdentities([]byte(testIdentity), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	o.Recipients = []chunkstore.Recipient{to}
-	be := mem.New()
-	if _, err := chunkstore.Init(t.Context(), be, o); err != nil {
-		t.Fatal(err)
-	}
-	r, err := chunkstore.Open(t.Context(), be, chunkstore.Options{CacheDir: t.TempDir(), Credentials: chunkstore.Credentials{Identities: ids, Sealed: true}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		rep, err := r.Check(context.Background(), chunkstore.CheckOptions{Level: chunkstore.CheckData})
-		if err != nil || len(rep.Damage) > 0 {
-			t.Errorf("check: %+v, %v", rep, err)
-		}
-		if err := r.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return r
+	o.Recipients = []chunkstore.Recipient{testRecipient(t)}
+	return openRepoWith(t, mem.New(), o)
 }
 
 // Random histories of images, copied from A to B and from there to C, one by one or by Sync: every copy gives back its bytes, and its

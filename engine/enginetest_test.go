@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"filippo.io/age"
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/shalebackup/shale/chunkstore"
@@ -31,7 +32,7 @@ func openRepoWith(t testing.TB, be backend.Backend, o chunkstore.InitOptions) *c
 	if _, err := chunkstore.Init(ctx, be, o); err != nil {
 		t.Fatal(err)
 	}
-	r, err := chunkstore.Open(ctx, be, chunkstore.Options{CacheDir: t.TempDir()})
+	r, err := chunkstore.Open(ctx, be, chunkstore.Options{CacheDir: t.TempDir(), Credentials: testCredentials(t, o)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -45,6 +46,36 @@ func openRepoWith(t testing.TB, be backend.Backend, o chunkstore.InitOptions) *c
 		}
 	})
 	return r
+}
+
+// testKey is a private key that guards nothing.
+const testKey = "AGE-SECRET-KEY-1ZZUDFJ72HGKECWAU92JPF2UYANHTM7MZYY4X6RA57EH9AHDJ3LHSV0QT44"
+
+func testIdentity(t testing.TB) *age.X25519Identity {
+	t.Helper()
+	id, err := age.ParseX25519Identity(testKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
+// testRecipient makes a repository sealed.
+func testRecipient(t testing.TB) chunkstore.Recipient {
+	t.Helper()
+	r, err := chunkstore.ParseRecipient(testIdentity(t).Recipient().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// testCredentials open a repository that was made with o.
+func testCredentials(t testing.TB, o chunkstore.InitOptions) (c chunkstore.Credentials) {
+	if len(o.Recipients) > 0 {
+		c.Identities = []age.Identity{testIdentity(t)}
+	}
+	return c
 }
 
 func memRepo(t testing.TB) *chunkstore.Repository { return openRepo(t, mem.New()) }

@@ -66,7 +66,10 @@ func newHistory(t *testing.T, rng *rand.Rand) *history {
 		SpanBytes: spanBytes, PackBytes: 1 << 20, Compression: "none",
 		CutBits: pick(-1, 1, 2, 4, 12), MaxChunk: pick(4<<10, 12<<10, 64<<10, 256<<10, 1<<20),
 	}
-	t.Logf("cut bits %d, longest chunk %d", o.CutBits, o.MaxChunk)
+	if rng.IntN(2) == 0 {
+		o.Recipients = []chunkstore.Recipient{testRecipient(t)}
+	}
+	t.Logf("cut bits %d, longest chunk %d, sealed: %v", o.CutBits, o.MaxChunk, len(o.Recipients) > 0)
 	h := &history{rng: rng, repo: openRepoWith(t, mem.New(), o), images: newImageMaker(rng), target: filepath.Join(t.TempDir(), "target")}
 	h.now = make([]byte, h.images.size())
 	for range rng.IntN(12) {
