@@ -119,7 +119,7 @@ func (c *check) run(ctx context.Context) error {
 		c.seen = append(c.seen, make([]atomic.Uint64, (s.count+63)/64))
 		c.report.Chunks += int64(s.count)
 	}
-	for _, step := range []func(context.Context) error{c.packs, c.content, c.backups, c.copies, c.repaired, c.unused} {
+	for _, step := range []func(context.Context) error{c.keys, c.packs, c.content, c.backups, c.copies, c.repaired, c.unused} {
 		if err := step(ctx); err != nil {
 			return err
 		}

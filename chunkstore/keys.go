@@ -280,7 +280,9 @@ func readKeys(ctx context.Context, be backend.Backend, repository string) (keys 
 			}
 		}
 		switch {
-		case errors.Is(err, ErrCorrupt), errors.Is(err, ErrUnsupported):
+		case errors.Is(err, ErrCorrupt):
+			damage = append(damage, err)
+		case errors.Is(err, ErrUnsupported):
 			damage = append(damage, fmt.Errorf("%s: %w", name, err))
 		case err != nil:
 			return nil, nil, fmt.Errorf("read %s: %w", name, err)

@@ -48,6 +48,20 @@ func initKeys(ctx context.Context, be backend.Backend, cfg *Config, to []Recipie
 	return undo, nil
 }
 
+// keys notes the key objects of a sealed repository that are damaged: their owners would find out when they need them.
+func (c *check) keys(ctx context.Context) error {
+	if c.r.keys == nil {
+		return nil
+	}
+	_, damage, err := readKeys(ctx, c.r.be, c.r.cfg.ID)
+	for _, err := range damage {
+		if errors.Is(err, ErrCorrupt) { // not those that a newer shale wrote
+			c.damage(prefixKeys, 0, err)
+		}
+	}
+	return err
+}
+
 // Sealed says whether the repository is encrypted.
 func (r *Repository) Sealed() bool { return r.keys != nil }
 

@@ -43,12 +43,15 @@ const (
 	maxIdentityFile = 1 << 20 // bytes
 )
 
-// PassphraseRecipient is whoever knows the passphrase.
-func PassphraseRecipient(passphrase string) (Recipient, error) {
-	return passphraseRecipient(passphrase, scryptWork)
-}
-
-func passphraseRecipient(passphrase string, work int) (Recipient, error) {
+// PassphraseRecipient is whoever knows the passphrase. work is scrypt's, the logarithm of its blocks: 0 for the default; less is for
+// tests.
+func PassphraseRecipient(passphrase string, work int) (Recipient, error) {
+	if work == 0 {
+		work = scryptWork
+	}
+	if work < 1 || work > maxScryptWork {
+		return Recipient{}, fmt.Errorf("scrypt's work factor is %d, not 1 to %d", work, maxScryptWork)
+	}
 	if len(passphrase) == 0 || len(passphrase) > maxPassphrase {
 		return Recipient{}, fmt.Errorf("a password has 1 to %d bytes, not %d", maxPassphrase, len(passphrase))
 	}

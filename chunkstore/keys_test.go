@@ -3,7 +3,10 @@ package chunkstore
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
+	"crypto/rand"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"iter"
@@ -14,15 +17,17 @@ import (
 	"time"
 
 	"filippo.io/age"
+	"golang.org/x/crypto/ssh"
 
 	"github.com/shalebackup/shale/chunkstore/backend"
+	"github.com/shalebackup/shale/chunkstore/backend/backendtest"
 	"github.com/shalebackup/shale/chunkstore/backend/mem"
 )
 
 // testPassphrase is a recipient whose opening costs a millisecond.
 func testPassphrase(t *testing.T, p string) Recipient {
 	t.Helper()
-	r, err := passphraseRecipient(p, 4)
+	r, err := PassphraseRecipient(p, 4)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -360,7 +365,7 @@ func TestForgedKeysAreNotTrusted(t *testing.T) {
 // TestWorkFactor: a key object cannot ask for hours and all memory.
 func TestWorkFactor(t *testing.T) {
 	be := mem.New()
-	to, err := passphraseRecipient("p", 4)
+	to, err := PassphraseRecipient("p", 4)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -605,4 +610,222 @@ func FuzzDecodeMaster(f *testing.F) {
 			t.Fatalf("%+v", s)
 		}
 	})
+}
+
+// sshKey makes an SSH key; with a passphrase the private half is encrypted.
+func sshKey(t *testing.T, passphrase string) (public string, private []byte) {
+	t.Helper()
+	pub, priv, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sshPub, err := ssh.NewPublicKey(pub)
+	if err != nil {
+		t.Fatal(err)
+	}
+	block, err := ssh.MarshalPrivateKey(priv, "comment")
+	if passphrase != "" {
+		block, err = ssh.MarshalPrivateKeyWithPassphrase(priv, "comment", []byte(passphrase))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(ssh.MarshalAuthorizedKey(sshPub)), pem.EncodeToMemory(block)
+}
+
+// TestSSHKeys: public keys of SSH are recipients, their private halves identities; a passphrase is asked for when the key fits.
+func TestSSHKeys(t *testing.T) {
+	plainPub, plain := sshKey(t, "")
+	lockedPub, locked := sshKey(t, "ssh pass")
+	_, other := sshKey(t, "another")
+	be := mem.New()
+	var to []Recipient
+	for _, s := range []string{plainPub, lockedPub} {
+		r, err := ParseRecipient(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		to = append(to, r)
+	}
+	if _, err := Init(t.Context(), be, InitOptions{Recipients: to}); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name       string
+		file       []byte
+		passphrase string
+		asked      int
+		want       error
+	}{
+		{"plain", plain, "", 0, nil},
+		{"locked", locked, "ssh pass", 1, nil},
+		{"locked, wrong passphrase", locked, "wrong", 1, ErrKey},
+		{"one that does not fit", other, "another", 0, ErrKey},
+	} {
+		asked := 0
+		ids, err := ParseIdentities(c.file, func() ([]byte, error) { asked++; return []byte(c.passphrase), nil })
+		if err != nil {
+			t.Fatal(c.name, err)
+		}
+		r, err := Open(t.Context(), be, Options{Credentials: Credentials{Identities: ids}})
+		if !errors.Is(err, c.want) || asked != c.asked {
+			t.Errorf("%s: %v, asked %d times; want %v, %d", c.name, err, asked, c.want, c.asked)
+		}
+		if r != nil {
+			r.Close()
+		}
+	}
+	if _, err := ParseIdentities(bytes.Repeat([]byte("#"), maxIdentityFile+1), nil); err == nil {
+		t.Error("an endless file of identities was taken")
+	}
+	for _, bad := range []string{"", "-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n-----END OPENSSH PRIVATE KEY-----\n", "AGE-SECRET-KEY-1", plainPub} {
+		if _, err := ParseIdentities([]byte(bad), nil); err == nil {
+			t.Errorf("%q: no error", bad)
+		}
+	}
+}
+
+// TestInitSealedCrashes: stopped at any write, an init leaves a repository that opens, or none.
+func TestInitSealedCrashes(t *testing.T) {
+	for n := 0; ; n++ {
+		be := mem.New()
+		stopped := backendtest.StopAfter(be, n)
+		o := InitOptions{Recipients: []Recipient{testRecipient(t, 0), testRecipient(t, 1)}}
+		_, err := Init(t.Context(), stopped, o)
+		left := stopped.Survivors()
+		r, openErr := Open(t.Context(), left, Options{Credentials: testCredentials(t, 1)})
+		switch {
+		case openErr == nil:
+			r.Close()
+		case !errors.Is(openErr, ErrNoRepository):
+			t.Fatalf("stopped at write %d: %v", n, openErr)
+		default:
+			if _, err := Init(t.Context(), left, o); err != nil {
+				t.Fatalf("stopped at write %d, again: %v", n, err)
+			}
+		}
+		if err == nil {
+			break
+		}
+		if n > 50 {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestRotateAnswerLost: a rotation whose answer is lost is made, and the next one follows it.
+func TestRotateAnswerLost(t *testing.T) {
+	be := mem.New()
+	initSealed(t, be)
+	lost := backendtest.NewFaulty(t, be, backendtest.Fault{Method: backendtest.PutIfAbsent, Prefix: prefixEpochs, N: 1, Kind: backendtest.LoseAnswer})
+	r, err := Open(t.Context(), lost, Options{Credentials: testCredentials(t, 0)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if _, err := r.Rotate(t.Context()); !errors.Is(err, backendtest.ErrInjected) {
+		t.Fatal(err)
+	}
+	rot, err := r.Rotate(t.Context())
+	if err != nil || rot.Epoch != 2 {
+		t.Errorf("%+v, %v", rot, err)
+	}
+}
+
+// TestCheckFindsDamagedKeys: of whoever cannot open the repository any more, before they try.
+func TestCheckFindsDamagedKeys(t *testing.T) {
+	be := mem.New()
+	initSealed(t, be)
+	r := openSealed(t, be)
+	k, err := r.AddKey(t.Context(), testRecipient(t, 1), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := prefixKeys + k.ID
+	b, err := backend.ReadAll(t.Context(), be, name)
+	if err == nil {
+		err = be.Put(t.Context(), name, b[:len(b)/2])
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	rep, err := r.Check(t.Context(), CheckOptions{})
+	if err != nil || len(rep.Damage) != 1 || rep.Damage[0].Object != name {
+		t.Errorf("check: %+v, %v", rep, err)
+	}
+	var ce *CorruptError
+	_, err = Open(t.Context(), be, Options{Credentials: testCredentials(t, 1)})
+	if !errors.Is(err, ErrKey) || !errors.As(err, &ce) || ce.Object != name {
+		t.Errorf("its owner: %v", err)
+	}
+}
+
+// TestKeyGolden: key objects and rotations of this version are read for ever. They are random, so the golden files are what was written
+// once; -update writes others.
+func TestKeyGolden(t *testing.T) {
+	repo := strings.Repeat("ab", 16)
+	if *update {
+		masters := []secret{secret(seq(1, 32))}
+		_, b, err := newKey(testRecipient(t, 0), "golden", repo, masters)
+		if err != nil {
+			t.Fatal(err)
+		}
+		golden(t, "key", b)
+		k, err := decodeKey(goldenKeyName(t, b), b)
+		if err == nil {
+			b, err = encodeMaster(repo, masters, []*Key{k})
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		golden(t, "master-key", b)
+	}
+	b := readGolden(t, "key")
+	k, err := decodeKey(goldenKeyName(t, b), b)
+	if err != nil || k.Label != "golden" || k.Repository != repo || k.Kind != kindAge {
+		t.Fatalf("%+v, %v", k, err)
+	}
+	own, masters, err := k.open(testIdentity(t, 0))
+	if err != nil || len(masters) != 1 || masters[0] != secret(seq(1, 32)) {
+		t.Fatalf("%v, %v", masters, err)
+	}
+	s, err := decodeMaster(readGolden(t, "master-key"), repo, 1, &masters[0], own)
+	if err != nil || len(s.Keys) != 1 || s.Keys[0].ID != k.ID {
+		t.Errorf("%+v, %v", s, err)
+	}
+}
+
+func goldenKeyName(t *testing.T, b []byte) string {
+	t.Helper()
+	var k Key
+	line, _, _ := bytes.Cut(b, []byte("\n"))
+	if err := json.Unmarshal(line, &k); err != nil {
+		t.Fatal(err)
+	}
+	return prefixKeys + k.ID
+}
+
+// TestSealedConfigGolden: the configuration of a sealed repository.
+func TestSealedConfigGolden(t *testing.T) {
+	c := testConfig()
+	c.Sealing = sealingAES
+	b, err := c.encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "sealed-config", b)
+	got, err := decodeConfig(b)
+	if err != nil || !got.Sealed() || got.Secret != "" || bytes.Contains(b, []byte(c.Secret)) {
+		t.Fatalf("%+v, %v", got, err)
+	}
+	masters, err := parseSecrets([]string{c.Secret})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := got.signed.verify(&masters[0], contextConfigMAC); err != nil {
+		t.Error(err)
+	}
+	if err := got.signed.verify(&secret{1}, contextConfigMAC); !errors.Is(err, errSignature) {
+		t.Errorf("under another master key: %v", err)
+	}
 }

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/shalebackup/shale/chunkstore"
 )
@@ -65,7 +66,8 @@ func (s *session) runCtx(ctx context.Context, code int, args ...string) answer {
 	s.t.Helper()
 	var out, talk bytes.Buffer
 	all := append([]string{"--cache-dir", s.path("cache")}, args...)
-	if got := run(ctx, all, strings.NewReader(""), &out, &talk); got != code {
+	a := &app{stdin: strings.NewReader(""), stdout: &out, stderr: &talk, progressEvery: 10 * time.Second, secrets: secrets{work: 4}}
+	if got := a.run(ctx, all); got != code {
 		s.t.Fatalf("shale %s: exit code %d, want %d\nstdout: %s\nstderr: %s", strings.Join(args, " "), got, code, &out, &talk)
 	}
 	return answer{out.String(), talk.String()}

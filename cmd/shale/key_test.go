@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -108,7 +109,7 @@ func TestReplacedRepository(t *testing.T) {
 	s.run(0, "backup", "list", repo)
 }
 
-// TestPasswordSources: where passwords come from, and what is refused of them. One repository, since each opening costs half a second.
+// TestPasswordSources: where passwords come from, and what is refused of them.
 func TestPasswordSources(t *testing.T) {
 	s := newSession(t)
 	repo := s.path("repo")
@@ -146,7 +147,7 @@ func TestPasswordPrompt(t *testing.T) {
 	typed := func(code int, lines []string, args ...string) string {
 		t.Helper()
 		tty, screen := typist(t, lines)
-		a := &app{stdin: tty, stdout: &bytes.Buffer{}, stderr: tty, progressEvery: time.Hour}
+		a := &app{stdin: tty, stdout: &bytes.Buffer{}, stderr: tty, progressEvery: time.Hour, secrets: secrets{work: 4}}
 		if got := a.run(t.Context(), append([]string{"--cache-dir", s.path("cache")}, args...)); got != code {
 			t.Fatalf("shale %s: exit code %d, want %d", strings.Join(args, " "), got, code)
 		}
@@ -194,5 +195,26 @@ func typist(t *testing.T, lines []string) (tty *os.File, screen func() string) {
 		_ = tty.Close()
 		defer master.Close()
 		return <-seen
+	}
+}
+
+// TestMountEncrypted: the process that serves a mount is handed what opened the repository, though the password can be read only once;
+// it is not in that process's arguments or environment.
+func TestMountEncrypted(t *testing.T) {
+	s := newMountSession(t, 62)
+	s.repo = s.path("sealed")
+	password := s.image("password", []byte("read only once\n"))
+	s.run(0, "repo", "init", s.repo, "--encrypt", "--password-file", password)
+	s.run(0, "backup", "create", s.path("img"), "--dest", s.repo, "--volume", "db", "--password-file", password)
+	pid := s.background("--password-command", "cat '"+password+"' && rm '"+password+"'")
+	s.looks()
+	for _, file := range []string{"cmdline", "environ"} {
+		b, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), file))
+		if err != nil || bytes.Contains(b, []byte("only once")) {
+			t.Errorf("%s: %q, %v", file, b, err)
+		}
+	}
+	if err := s.umount(); err != nil {
+		t.Fatal(err)
 	}
 }

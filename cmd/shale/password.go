@@ -34,6 +34,7 @@ type secrets struct {
 	passwordCommand string   // --password-command
 	identityFiles   []string // --identity-file
 	allowPlain      bool     // --allow-plain
+	work            int      // scrypt's; 0: the default, which tests do not have time for
 	fromStdin       bool     // --secrets-from-stdin: a handedSecrets
 	prefix          string   // of the names of these flags: "", or "from-" (copy_from.go)
 
@@ -219,7 +220,7 @@ func (a *app) recipients(cmd *cobra.Command, public []string, sources []password
 		if err != nil {
 			return nil, err
 		}
-		r, err := chunkstore.PassphraseRecipient(p)
+		r, err := chunkstore.PassphraseRecipient(p, a.secrets.work)
 		if err != nil {
 			return nil, err
 		}

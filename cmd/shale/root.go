@@ -89,7 +89,8 @@ Exit codes:
 Environment:
 
     SHALE_CACHE_DIR  where copies of repositories' indexes are kept, and what an interrupted backup had stored is noted. It may be
-                     deleted while no shale runs; what is needed is fetched again. --cache-dir goes before it.
+                     deleted while no shale runs; what is needed is fetched again. It remembers which repositories are
+                     encrypted, so that none is replaced unnoticed. --cache-dir goes before it.
     SHALE_S3_ENDPOINT, SHALE_S3_CA_FILE, SHALE_S3_ADDRESSING
                      what --s3-endpoint, --s3-ca-file and --s3-addressing say. AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL and
                      AWS_CA_BUNDLE are known too.
