@@ -167,6 +167,7 @@ func TestPasswordPrompt(t *testing.T) {
 func typist(t *testing.T, lines []string) (tty *os.File, screen func() string) {
 	t.Helper()
 	tty, master := openTerminal(t)
+	fd := int(master.Fd()) // it knows the mode of both ends
 	seen := make(chan string)
 	go func() {
 		var all []byte
@@ -182,7 +183,7 @@ func typist(t *testing.T, lines []string) (tty *os.File, screen func() string) {
 				continue
 			}
 			for range 10000 {
-				if mode, err := unix.IoctlGetTermios(int(tty.Fd()), unix.TCGETS); err != nil || mode.Lflag&unix.ECHO == 0 {
+				if mode, err := unix.IoctlGetTermios(fd, unix.TCGETS); err != nil || mode.Lflag&unix.ECHO == 0 {
 					break
 				}
 				time.Sleep(time.Millisecond)
