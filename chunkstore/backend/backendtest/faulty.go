@@ -239,5 +239,8 @@ func (f *Faulty) Delete(ctx context.Context, name string) error {
 	return f.next(Delete, name).around(ctx, "delete "+name, func() error { return f.be.Delete(ctx, name) })
 }
 
+// Unwrap returns the backend behind f, which does not go wrong.
+func (f *Faulty) Unwrap() backend.Backend { return f.be }
+
 // Location implements backend.Backend.
 func (f *Faulty) Location() string { return f.be.Location() }

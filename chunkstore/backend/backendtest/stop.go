@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/shalebackup/shale/chunkstore/backend"
 )
@@ -146,6 +147,18 @@ func (s *Stopped) Stat(ctx context.Context, name string) (backend.Object, error)
 		return backend.Object{}, err
 	}
 	return s.be.Stat(ctx, name)
+}
+
+// RemoveStale implements backend.StaleRemover: a dead process removes nothing, and there is nothing where the backend has no remains.
+func (s *Stopped) RemoveStale(ctx context.Context, age time.Duration) (removed int, bytes int64, err error) {
+	if err := s.alive("remove what is stale"); err != nil {
+		return 0, 0, err
+	}
+	r, ok := backend.As[backend.StaleRemover](s.be)
+	if !ok {
+		return 0, 0, nil
+	}
+	return r.RemoveStale(ctx, age)
 }
 
 // Location implements backend.Backend.

@@ -242,6 +242,64 @@ func TestStopAfter(t *testing.T) {
 	}
 }
 
+// remains is a backend with remains of broken-off writes.
+type remains struct {
+	backend.Backend
+	age time.Duration // of the last call
+}
+
+func (r *remains) RemoveStale(_ context.Context, age time.Duration) (int, int64, error) {
+	r.age = age
+	return 2, 300, nil
+}
+
+// TestWrappersHideNoAbility: what the backend can do beside its contract, it can do through a wrapper.
+func TestWrappersHideNoAbility(t *testing.T) {
+	inner := &remains{Backend: mem.New()}
+	stopped := backendtest.StopAfter(inner, 1)
+	for _, be := range []backend.Backend{backendtest.NewCounting(inner), backendtest.NewFaulty(t, inner), stopped} {
+		inner.age = 0
+		r, ok := backend.As[backend.StaleRemover](be)
+		if !ok {
+			t.Errorf("%T hides RemoveStale", be)
+			continue
+		}
+		if n, size, err := r.RemoveStale(t.Context(), time.Hour); n != 2 || size != 300 || err != nil || inner.age != time.Hour {
+			t.Errorf("%T: %d, %d, %v, asked for %v", be, n, size, err, inner.age)
+		}
+	}
+	stopped.Survivors()
+	if _, _, err := stopped.RemoveStale(t.Context(), time.Hour); !errors.Is(err, backendtest.ErrStopped) {
+		t.Errorf("of a dead process: %v", err)
+	}
+	if n, _, err := backendtest.StopAfter(mem.New(), 1).RemoveStale(t.Context(), time.Hour); n != 0 || err != nil {
+		t.Errorf("where there is nothing: %d, %v", n, err)
+	}
+}
+
+func TestCountingCountsPages(t *testing.T) {
+	be := backendtest.NewCounting(mem.New())
+	for i := range 1001 {
+		put(t, be, fmt.Sprintf("a/%04d", i), "")
+	}
+	be.Reset()
+	for _, c := range []struct {
+		prefix string
+		want   int64
+	}{{"a/", 2}, {"a/0", 1}, {"b", 1}} {
+		before := be.Requests()
+		if err := be.List(t.Context(), c.prefix, func(backend.Object) error { return nil }); err != nil {
+			t.Fatal(err)
+		}
+		if got := be.Requests() - before; got != c.want {
+			t.Errorf("list %q: %d requests, want %d", c.prefix, got, c.want)
+		}
+	}
+	if _, err := be.Stat(t.Context(), "a/0000"); err != nil || be.Requests() != 5 {
+		t.Errorf("%d requests, %v", be.Requests(), err)
+	}
+}
+
 func put(t *testing.T, be backend.Backend, name, data string) {
 	t.Helper()
 	if err := be.Put(t.Context(), name, []byte(data)); err != nil {

@@ -13,6 +13,7 @@ type Backend struct {
 	calls  [Methods]atomic.Int64
 	bytes  [Methods]atomic.Int64
 	listed atomic.Int64
+	pages  atomic.Int64 // of 1,000 names
 }
 
 var _ backend.Backend = (*Backend)(nil)
@@ -29,6 +30,17 @@ func (m *Backend) Bytes(of Method) int64 { return m.bytes[of].Load() }
 // Listed returns how many objects List has told of.
 func (m *Backend) Listed() int64 { return m.listed.Load() }
 
+// Requests returns how many requests S3 would have got: one for each call, and of List one for each 1,000 names.
+func (m *Backend) Requests() int64 {
+	n := m.pages.Load()
+	for of := range Methods {
+		if of != List {
+			n += m.calls[of].Load()
+		}
+	}
+	return n
+}
+
 // Reset sets every counter to zero.
 func (m *Backend) Reset() {
 	for of := range Methods {
@@ -36,6 +48,7 @@ func (m *Backend) Reset() {
 		m.bytes[of].Store(0)
 	}
 	m.listed.Store(0)
+	m.pages.Store(0)
 }
 
 // count counts a call and passes on its error.
@@ -64,10 +77,14 @@ func (m *Backend) ReadAt(ctx context.Context, name string, p []byte, off int64) 
 
 // List implements backend.Backend.
 func (m *Backend) List(ctx context.Context, prefix string, fn func(backend.Object) error) error {
-	return m.count(List, 0, m.be.List(ctx, prefix, func(o backend.Object) error {
+	names := int64(0)
+	err := m.be.List(ctx, prefix, func(o backend.Object) error {
 		m.listed.Add(1)
+		names++
 		return fn(o)
-	}))
+	})
+	m.pages.Add(max(1, (names+999)/1000))
+	return m.count(List, 0, err)
 }
 
 // Stat implements backend.Backend.
