@@ -55,8 +55,11 @@ func (c *segmentCache) open(name string) (*segment, error) {
 	}
 	defer f.Close()
 	s, err := c.mapFile(name, f)
-	if err != nil {
+	var unknown *unknownEpochError
+	if err != nil && !errors.As(err, &unknown) { // sealed under a key that is not read yet: it is opened again when it is
 		_ = os.Remove(path) // what stays is found bad again
+	}
+	if err != nil {
 		return nil, err
 	}
 	s.path = path

@@ -11,6 +11,7 @@ import (
 // backups walks the trees of all backups. A subtree met before is not walked again, unless something is damaged: then
 // every backup is asked what it loses.
 func (c *check) backups(ctx context.Context) error {
+	ctx = inBulk(FromStore(ctx))
 	if len(c.gone) > 0 { // what moved is found in the index as it is now
 		if err := c.r.index.refresh(ctx); err != nil {
 			return err

@@ -74,6 +74,7 @@ func (x *index) hasLocal(k *key) (known, sure bool) {
 	if len(x.trash.packs)+len(x.void) > 0 {
 		var w wanted
 		_, found, condemned := x.find(k, &w)
+		w.release()
 		defer w.release()
 		known = found && !condemned
 		return known, known || len(w) == 0 && len(x.unread) == 0

@@ -107,6 +107,7 @@ func (p *prune) need(what string, id *ID) (seen bool, err error) {
 
 // mark walks the trees of all backups.
 func (p *prune) mark(ctx context.Context) error {
+	ctx = inBulk(ctx)
 	p.roots = map[key]struct{}{}
 	total := int64(len(p.records))
 	err := p.r.walkBackups(ctx, p.records, func(object string, b *Backup, err error) error {

@@ -54,10 +54,7 @@ func (w *Writer) saveFromTrash(ctx context.Context, b *Backup) error {
 	if w.r.off.beforeRecord {
 		return nil
 	}
-	known, err := w.parentTrash(ctx, b)
-	if err != nil {
-		return err
-	}
+	var known map[ID][]string
 	seen, walked := w.trash, false
 	for {
 		trash, err := w.r.index.refreshTrash(ctx)
@@ -71,6 +68,11 @@ func (w *Writer) saveFromTrash(ctx context.Context, b *Backup) error {
 			return fmt.Errorf("a backup must be done within %d days: %w", int(maxSession.Hours())/24, ErrPruned)
 		}
 		b.Trash = trash.names()
+		if known == nil && len(trash.lists) > 0 {
+			if known, err = w.parentTrash(ctx, b); err != nil {
+				return err
+			}
+		}
 		base, sound := w.soundBase(trash, b, known)
 		if trash.within(seen) && (sound || walked) {
 			return nil
@@ -111,14 +113,14 @@ func (w *Writer) checkRecorded(ctx context.Context, b *Backup) error {
 	}
 }
 
-// parentTrash returns the trash lists whose packs b's parent is known not to need.
+// parentTrash returns the trash lists whose packs b's parent is known not to need; never nil.
 func (w *Writer) parentTrash(ctx context.Context, b *Backup) (map[ID][]string, error) {
 	if b.Parent == "" {
-		return nil, nil
+		return map[ID][]string{}, nil
 	}
 	p, err := w.r.Backup(ctx, b.Volume, b.Parent)
 	if errors.Is(err, ErrNotFound) || errors.Is(err, ErrCorrupt) {
-		return nil, nil
+		return map[ID][]string{}, nil
 	}
 	if err != nil {
 		return nil, err

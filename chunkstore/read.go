@@ -75,7 +75,13 @@ func (r *Repository) readStored(ctx context.Context, l location) (*[]byte, box, 
 	}
 	buf := r.bufs.get(int(l.stored))
 	object := l.pack.id.object(l.pack.kind)
-	if err := r.be.ReadAt(ctx, object, *buf, int64(l.off)); err != nil {
+	read := r.readTree
+	if l.pack.kind != kindTree {
+		read = func(ctx context.Context, l location, p []byte) error {
+			return r.be.ReadAt(ctx, object, p, int64(l.off))
+		}
+	}
+	if err := read(ctx, l, *buf); err != nil {
 		r.bufs.put(buf)
 		return nil, nil, readError(object, int64(l.off), err)
 	}
@@ -141,13 +147,9 @@ type batchItem struct {
 }
 
 func (b *batch) read(ctx context.Context) error {
-	items := make([]batchItem, len(b.chunks))
-	for i := range b.chunks {
-		l, err := b.r.locate(ctx, "chunk", &b.chunks[i].ID)
-		if err != nil {
-			return &ReadError{b.chunks[i], err}
-		}
-		items[i] = batchItem{i, l}
+	items, err := b.locate(ctx)
+	if err != nil {
+		return err
 	}
 	slices.SortFunc(items, func(a, b batchItem) int {
 		return cmp.Or(slices.Compare(a.loc.pack.id[:], b.loc.pack.id[:]), cmp.Compare(a.loc.off, b.loc.off))
@@ -164,6 +166,34 @@ func (b *batch) read(ctx context.Context) error {
 		g.Go(func() error { return b.readRun(ctx, run) })
 	}
 	return g.Wait()
+}
+
+// locate looks the chunks up. What the index at hand does not tell is asked for at once.
+func (b *batch) locate(ctx context.Context) ([]batchItem, error) {
+	items := make([]batchItem, len(b.chunks))
+	var unknown []int
+	for i := range b.chunks {
+		k := b.chunks[i].ID.key()
+		l, ok := b.r.index.lookup(&k)
+		if !ok {
+			unknown = append(unknown, i)
+		}
+		items[i] = batchItem{i, l}
+	}
+	if len(unknown) == 0 {
+		return items, nil
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(fetchParallel)
+	for _, i := range unknown {
+		g.Go(func() (err error) {
+			if items[i].loc, err = b.r.locate(ctx, "chunk", &b.chunks[i].ID); err != nil {
+				err = &ReadError{b.chunks[i], err}
+			}
+			return err
+		})
+	}
+	return items, g.Wait()
 }
 
 // batchRun counts the items at the front that one read should fetch.

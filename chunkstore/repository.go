@@ -41,6 +41,7 @@ type Repository struct {
 	dec      *decoder
 	index    *index
 	nodes    *nodeCache
+	trees    *treeCache // nil: none
 	bufs     buffers
 	objects  func() (encoder, error) // compresses what buildObject builds; made on first use
 	bootTime func() time.Duration    // bootTime; tests have another
@@ -174,8 +175,11 @@ func newRepository(be backend.Backend, cfg Config, keys *keyring, o Options) (*R
 		r.cutter.seed = binary.LittleEndian.Uint64(k[:]) | 1
 	}
 	r.objects = sync.OnceValues(func() (encoder, error) { return newEncoder("zstd:1", 1) })
-	r.index, err = newIndex(r)
-	return r, err
+	if r.index, err = newIndex(r); err != nil {
+		return nil, err
+	}
+	r.trees = newTreeCache(o.CacheDir, cfg.ID, treeCacheBytes)
+	return r, nil
 }
 
 // Close releases the memory-mapped index. Nothing of the repository may be used afterwards.

@@ -101,7 +101,7 @@ func (r *Repository) putTrash(ctx context.Context, t *trashList) (string, error)
 }
 
 func (r *Repository) readTrash(ctx context.Context, o backend.Object) (*trashList, error) {
-	data, err := r.readObject(ctx, o.Name, kindTrash)
+	data, err := r.trashObject(ctx, o.Name)
 	if err != nil {
 		return nil, err
 	}
@@ -245,6 +245,7 @@ func (x *index) readTrashSet(ctx context.Context, objects []backend.Object, old 
 			byName[t.name] = t
 		}
 	}
+	x.r.forgetTrashCopies(byName)
 	return newTrashSet(byName, errors.Join(bad...)), nil
 }
 

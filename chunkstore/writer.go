@@ -213,6 +213,9 @@ func (w *Writer) upload(kind packKind, b *packBuilder) error {
 	}
 	w.stats.stored.Add(int64(len(data)))
 	w.stats.objects.Add(1)
+	if kind == kindTree { // the next backup compares with this one
+		w.r.trees.add(id, data, 0)
+	}
 	if err := w.journal.add(name); err != nil {
 		return fmt.Errorf("journal of this backup: %w", err)
 	}

@@ -35,7 +35,7 @@ func Verify(ctx context.Context, repo *chunkstore.Repository, b *chunkstore.Back
 		rep: VerifyReport{Volume: b.Volume, Backup: b.ID, Size: b.Blob.Size, Data: b.Blob.Data, Damage: []VerifyDamage{}},
 	}
 	v.progress.Total(b.Blob.Data)
-	g, ctx := errgroup.WithContext(ctx)
+	g, ctx := errgroup.WithContext(chunkstore.FromStore(ctx))
 	work := make(chan []chunkstore.Chunk)
 	g.Go(func() error {
 		defer close(work)
