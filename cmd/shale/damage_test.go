@@ -121,6 +121,10 @@ func TestDamagedTree(t *testing.T) {
 		s.flip(pack, 40)
 	}
 	s.run(3, "repo", "check", repo)
+	s.run(0, "backup", "restore", url, s.path("copies")) // this host has what it stored of the tree
+	if err := os.RemoveAll(s.path("cache")); err != nil {
+		t.Fatal(err)
+	}
 	says(t, s.run(3, "backup", "restore", url, s.path("out")).talk, "packs/tree/", "'shale repo check --stored")
 	s.run(3, "backup", "diff", url, s.create(repo, s.image("img", noise(32, 1<<20)), "db", "--full"))
 }
