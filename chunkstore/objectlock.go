@@ -38,8 +38,8 @@ const (
 	lockRequests = 16
 )
 
-// lockedPrefixes are of objects beside the configuration that each backup needs to be read: keys.
-var lockedPrefixes = []string{"keys/", "epochs/"}
+// lockedPrefixes are of objects beside the configuration that each backup needs to be read.
+var lockedPrefixes = []string{prefixKeys, prefixEpochs}
 
 // CanLock returns nil where backups can be locked, and else says why not.
 func (r *Repository) CanLock(ctx context.Context) error {
