@@ -222,7 +222,7 @@ func (r *Repository) Volumes(ctx context.Context) ([]string, error) {
 	}
 	names := make([]string, len(objects))
 	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(r.opts.Parallel)
+	g.SetLimit(r.atOnce)
 	for i, object := range objects {
 		g.Go(func() (err error) {
 			names[i], err = r.readVolume(ctx, object)
@@ -356,7 +356,7 @@ func (r *Repository) walkBackups(ctx context.Context, objects []string, fn func(
 	for batch := range slices.Chunk(objects, 64) {
 		results := make([]result, len(batch))
 		var g errgroup.Group
-		g.SetLimit(2 * r.opts.Parallel)
+		g.SetLimit(2 * r.atOnce)
 		for i, object := range batch {
 			g.Go(func() error {
 				b, err := r.readBackup(ctx, object)

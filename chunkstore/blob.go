@@ -117,28 +117,28 @@ func (b *Blob) SpanChunks(ctx context.Context, dst []Chunk, span int64) ([]Chunk
 func (b *Blob) Chunks(ctx context.Context, off, end int64) iter.Seq2[Chunk, error] {
 	return func(yield func(Chunk, error) bool) {
 		spanBytes := int64(b.r.cfg.SpanBytes)
-		end = min(end, b.ref.Size)
-		for at := max(off, 0); at < end; {
-			if err := ctx.Err(); err != nil {
-				yield(Chunk{}, err)
-				return
+		off, end := max(off, 0), min(end, b.ref.Size)
+		if off >= end {
+			return
+		}
+		leaves := b.newLeafReader(ctx, off/spanBytes, (end+spanBytes-1)/spanBytes)
+		defer leaves.close()
+		for {
+			err := ctx.Err()
+			var span int64
+			var rel []Chunk
+			ok := false
+			if err == nil {
+				span, rel, ok, err = leaves.read(ctx)
 			}
-			span, id, ok, err := b.nextSpan(ctx, at/spanBytes)
 			if err != nil {
 				yield(Chunk{}, err)
-				return
 			}
-			base := span * spanBytes
-			if !ok || base >= end {
-				return
-			}
-			rel, err := b.r.loadLeaf(ctx, id, b.spanLen(span))
-			if err != nil {
-				yield(Chunk{}, err)
+			if err != nil || !ok {
 				return
 			}
 			for _, c := range rel {
-				c.Off += base
+				c.Off += span * spanBytes
 				if c.Off >= end {
 					return
 				}
@@ -146,7 +146,6 @@ func (b *Blob) Chunks(ctx context.Context, off, end int64) iter.Seq2[Chunk, erro
 					return
 				}
 			}
-			at = base + spanBytes
 		}
 	}
 }

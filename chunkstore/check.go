@@ -268,7 +268,7 @@ func (c *check) readPacks(ctx context.Context, objects []backend.Object) (front 
 	var done atomic.Int64
 	read := make([]atomic.Bool, len(objects))
 	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(c.r.opts.Parallel)
+	g.SetLimit(c.r.atOnce)
 	for i, o := range objects {
 		g.Go(func() error {
 			if err := c.pack(ctx, o); err != nil {

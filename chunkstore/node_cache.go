@@ -2,6 +2,7 @@ package chunkstore
 
 import (
 	"container/list"
+	"context"
 	"sync"
 )
 
@@ -14,7 +15,8 @@ type nodeCache struct {
 	limit int
 	used  int
 	byKey map[nodeCacheKey]*list.Element
-	lru   list.List // of *nodeCacheEntry, the most recent in front
+	lru   list.List                      // of *nodeCacheEntry, the most recent in front
+	loads map[nodeCacheKey]chan struct{} // under way; closed when they end
 }
 
 // nodeCacheKey: a leaf decodes to chunks relative to its span, whose length bounds the last chunk.
@@ -31,7 +33,7 @@ type nodeCacheEntry struct {
 }
 
 func newNodeCache(limit int) *nodeCache {
-	return &nodeCache{limit: limit, byKey: map[nodeCacheKey]*list.Element{}}
+	return &nodeCache{limit: limit, byKey: map[nodeCacheKey]*list.Element{}, loads: map[nodeCacheKey]chan struct{}{}}
 }
 
 func (c *nodeCache) get(k nodeCacheKey) (*node, []Chunk, bool) {
@@ -44,6 +46,31 @@ func (c *nodeCache) get(k nodeCacheKey) (*node, []Chunk, bool) {
 	c.lru.MoveToFront(el)
 	e := el.Value.(*nodeCacheEntry)
 	return e.node, e.leaf, true
+}
+
+// begin notes that the caller loads the node, and returns what ends that. When another is at it already, begin waits for him to end,
+// well or not, and returns nil: the caller looks again. Its error is the context's.
+func (c *nodeCache) begin(ctx context.Context, k nodeCacheKey) (end func(), err error) {
+	c.mu.Lock()
+	other, busy := c.loads[k]
+	if !busy {
+		done := make(chan struct{})
+		c.loads[k] = done
+		c.mu.Unlock()
+		return func() {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			delete(c.loads, k)
+			close(done)
+		}, nil
+	}
+	c.mu.Unlock()
+	select {
+	case <-other:
+		return nil, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 }
 
 func (c *nodeCache) add(k nodeCacheKey, n *node, leaf []Chunk) {

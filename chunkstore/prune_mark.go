@@ -171,7 +171,7 @@ func (w *pruneWalk) subtree(ctx context.Context, id ID, level int, number int64)
 		return nil
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(w.p.r.opts.Parallel)
+	g.SetLimit(w.p.r.atOnce)
 	for s := range nodeFanout {
 		if !n.children[s].IsZero() {
 			g.Go(func() error { return w.subtree(ctx, n.children[s], 0, number<<nodeFanoutLog+int64(s)) })
@@ -224,7 +224,7 @@ func (p *prune) copyOut(ctx context.Context, repack, rescue []*prunedPack) (err 
 	}
 	var done, rescued atomic.Int64
 	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(p.r.opts.Parallel)
+	g.SetLimit(p.r.atOnce)
 	for _, pack := range packs {
 		g.Go(func() error {
 			err := p.copyPack(gctx, w, pack)

@@ -83,7 +83,7 @@ func (p *prune) remove(ctx context.Context, due map[packID]struct{}) error {
 	var done atomic.Int64
 	var locked sync.Map // by packID
 	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(2 * p.r.opts.Parallel)
+	g.SetLimit(2 * p.r.atOnce)
 	for id := range due {
 		pack := p.packs[id]
 		g.Go(func() error {

@@ -15,6 +15,9 @@ import (
 const (
 	batchGap = 128 << 10 // unwanted bytes that are read rather than asking again
 	batchMax = 1 << 20   // bytes of one backend read of a batch
+	// The same where requests take long (backend.Distant).
+	farBatchGap = 256 << 10
+	farBatchMax = 4 << 20
 )
 
 // ReadChunk returns the chunk's plain bytes, verified, in dst's array where that is large enough.
@@ -154,13 +157,13 @@ func (b *batch) read(ctx context.Context) error {
 	slices.SortFunc(items, func(a, b batchItem) int {
 		return cmp.Or(slices.Compare(a.loc.pack.id[:], b.loc.pack.id[:]), cmp.Compare(a.loc.off, b.loc.off))
 	})
-	if n := batchRun(items); n == len(items) {
+	if n := b.run(items); n == len(items) {
 		return b.readRun(ctx, items)
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(b.r.opts.Parallel)
+	g.SetLimit(b.r.atOnce)
 	for len(items) > 0 {
-		n := batchRun(items)
+		n := b.run(items)
 		run := items[:n]
 		items = items[n:]
 		g.Go(func() error { return b.readRun(ctx, run) })
@@ -196,17 +199,21 @@ func (b *batch) locate(ctx context.Context) ([]batchItem, error) {
 	return items, g.Wait()
 }
 
-// batchRun counts the items at the front that one read should fetch.
-func batchRun(items []batchItem) int {
+// run counts the items at the front that one read should fetch.
+func (b *batch) run(items []batchItem) int {
 	if len(items) == 0 {
 		return 0
+	}
+	gap, most := int64(batchGap), int64(batchMax)
+	if b.r.far {
+		gap, most = farBatchGap, farBatchMax
 	}
 	first := items[0].loc
 	end := int64(first.off) + int64(first.stored)
 	for n := 1; n < len(items); n++ {
 		l := &items[n].loc
 		stop := max(end, int64(l.off)+int64(l.stored))
-		if l.pack.id != first.pack.id || int64(l.off)-end > batchGap || stop-int64(first.off) > batchMax {
+		if l.pack.id != first.pack.id || int64(l.off)-end > gap || stop-int64(first.off) > most {
 			return n
 		}
 		end = stop
@@ -359,8 +366,18 @@ func (r *Repository) loadNode(ctx context.Context, id ID, level int) (*node, err
 // loadLeaf returns the chunks of a span of spanLen bytes, relative to its beginning. The caller must not change them.
 func (r *Repository) loadLeaf(ctx context.Context, id ID, spanLen int) ([]Chunk, error) {
 	k := nodeCacheKey{id, spanLen}
-	if _, chunks, ok := r.nodes.get(k); ok {
-		return chunks, nil
+	for { // readers of neighbouring ranges want the same leaf at once
+		if _, chunks, ok := r.nodes.get(k); ok {
+			return chunks, nil
+		}
+		end, err := r.nodes.begin(ctx, k)
+		if err != nil {
+			return nil, err
+		}
+		if end != nil {
+			defer end()
+			break
+		}
 	}
 	b, err := r.readNode(ctx, &id)
 	if err != nil {

@@ -19,7 +19,8 @@ type Options struct {
 	// CacheDir holds copies of the index and the journals of writers, in a folder of the repository's ID. Empty: the index is
 	// kept in memory, and an interrupted backup starts anew.
 	CacheDir string
-	// Parallel bounds the goroutines that read, decode and write objects at once; default GOMAXPROCS.
+	// Parallel bounds the goroutines that read, decode and write objects at once; default GOMAXPROCS, and for reading on a
+	// backend.Distant as many as it wants.
 	Parallel int
 	// Damaged is told of each damage that a read met and another copy of the record made good; from several goroutines; may be nil.
 	Damaged func(err error)
@@ -30,6 +31,8 @@ type Options struct {
 // Repository is an open repository.
 type Repository struct {
 	be       backend.Backend
+	far      bool // requests take long
+	atOnce   int  // goroutines that wait for the backend at once
 	cfg      Config
 	opts     Options
 	sealer   sealer
@@ -147,8 +150,13 @@ func openWithoutIndex(ctx context.Context, be backend.Backend, o Options) (*Repo
 
 // newRepository makes the repository of that configuration; keys are for a sealed one.
 func newRepository(be backend.Backend, cfg Config, keys *keyring, o Options) (*Repository, error) {
+	atOnce := o.Parallel
+	distant, far := backend.As[backend.Distant](be)
 	if o.Parallel <= 0 {
 		o.Parallel = runtime.GOMAXPROCS(0)
+		if atOnce = o.Parallel; far {
+			atOnce = max(atOnce, distant.AtOnce())
+		}
 	}
 	var s secret
 	var seal sealer = plainSealer{}
@@ -162,7 +170,7 @@ func newRepository(be backend.Backend, cfg Config, keys *keyring, o Options) (*R
 		return nil, err
 	}
 	r := &Repository{
-		be: be, cfg: cfg, opts: o, sealer: seal, keys: keys, dec: dec,
+		be: be, far: far, atOnce: atOnce, cfg: cfg, opts: o, sealer: seal, keys: keys, dec: dec,
 		chunkIDs: newHasher(s.derive(contextChunk)),
 		nodeIDs:  newHasher(s.derive(contextNode)),
 		nameKey:  newHasher(s.derive(contextName)),
@@ -199,7 +207,7 @@ func (r *Repository) ID() string { return r.cfg.ID }
 func (r *Repository) Location() string { return r.be.Location() }
 
 // Parallel is how many goroutines are to work on it at once (Options.Parallel).
-func (r *Repository) Parallel() int { return r.opts.Parallel }
+func (r *Repository) Parallel() int { return r.atOnce }
 
 // SpanBytes is the length of a span.
 func (r *Repository) SpanBytes() int { return r.cfg.SpanBytes }

@@ -216,7 +216,7 @@ func (x *index) readTrashSet(ctx context.Context, objects []backend.Object, old 
 	lists := make([]*trashList, len(objects))
 	bad := make([]error, len(objects))
 	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(x.r.opts.Parallel)
+	g.SetLimit(x.r.atOnce)
 	for i, o := range objects {
 		if lists[i] = old.lists[o.Name]; lists[i] != nil {
 			continue

@@ -109,7 +109,7 @@ func TestS3FarRestore(t *testing.T) {
 func TestS3FarMount(t *testing.T) {
 	f := newFar(t, 128)
 	dir := t.TempDir()
-	m, err := fusemount.Mount(t.Context(), dir, fusemount.Store(f.repo), fusemount.Options{SameProcess: true})
+	m, err := fusemount.Mount(t.Context(), dir, fusemount.Store(f.repo), fusemount.Options{SameProcess: true, Parallel: f.repo.Parallel()})
 	if err != nil {
 		t.Fatal(err)
 	}

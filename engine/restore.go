@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
@@ -29,7 +28,7 @@ type RestoreOptions struct {
 	Blank bool
 	// Verify reads the target once more when it is complete and checks every chunk against its ID.
 	Verify   bool
-	Workers  int // default GOMAXPROCS
+	Workers  int // default: the repository's Parallel
 	Progress Progress
 }
 
@@ -47,7 +46,7 @@ type RestoreResult struct {
 // same options. A file that did not exist is built beside the target, in ".NAME.BACKUP.shale-restore".
 func Restore(ctx context.Context, repo *chunkstore.Repository, b *chunkstore.Backup, dest string, o RestoreOptions) (*RestoreResult, error) {
 	if o.Workers <= 0 {
-		o.Workers = runtime.GOMAXPROCS(0)
+		o.Workers = repo.Parallel()
 	}
 	path, rename, err := restorePath(b, dest, o)
 	if err != nil {

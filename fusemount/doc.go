@@ -24,7 +24,7 @@
 // way, 1 MiB each, and what the repository itself keeps.
 //
 // A chunk is read and decoded once for all who want it at the same time. Sequential readers have what comes next loaded, up
-// to 8 MiB ahead, by a number of goroutines that all readers share; random ones do not. Loading ahead stops when the reader
+// to 8 MiB ahead, and further where more than four goroutines do it (Options.Parallel), all readers together; random ones do not. Loading ahead stops when the reader
 // goes elsewhere or closes the file.
 //
 // Damage: nothing that the repository could not verify is shown. A read that needs such bytes is EIO, one that does not is

@@ -7,22 +7,28 @@ import (
 )
 
 const (
-	// minWindow and maxWindow bound how far ahead of a sequential reader chunks are loaded; the window doubles as the reader
+	// minWindow and maxPiece bound how far ahead of a sequential reader chunks are loaded; the window doubles as the reader
 	// goes on.
 	minWindow = 1 << 20
-	maxWindow = 8 << 20
+	maxPiece  = 2 << 20
+	maxWindow = 32 << 20
 	// minRun is how many bytes must have been read in sequence before anything is loaded ahead.
 	minRun = 256 << 10
-	// aheadPieces is into how many jobs a window is cut, and so how many run at once for one reader.
+	// aheadPieces is into how many jobs a window is cut at least, and so how many run at once for one reader; as many as there are
+	// workers, which are more where the store answers slowly. minPiece is the least.
 	aheadPieces = 4
+	minPiece    = 256 << 10
 	// maxJobs bounds the jobs that wait for a worker; what does not fit is not loaded ahead.
 	maxJobs = 64
+	// listPiece is of how much of the image the chunk list is read at once, ahead of the chunks, where the store answers slowly.
+	listPiece = 16 << 20
 )
 
 // readAhead loads chunks before they are asked for, with a fixed number of workers for the whole mount.
 type readAhead struct {
 	pool    *pool
 	jobs    chan aheadJob
+	workers int
 	streams atomic.Int64 // readers that are sequential now: they share the memory
 	wg      sync.WaitGroup
 }
@@ -32,11 +38,12 @@ type aheadJob struct {
 	ctx      context.Context
 	image    *image
 	off, end int64
+	list     bool // only the chunk list, for the store to have it at hand
 }
 
 // newReadAhead starts the workers, which end with ctx; wait returns when they did.
 func newReadAhead(ctx context.Context, p *pool, workers int) *readAhead {
-	r := &readAhead{pool: p, jobs: make(chan aheadJob, maxJobs)}
+	r := &readAhead{pool: p, jobs: make(chan aheadJob, maxJobs), workers: workers}
 	for range workers {
 		r.wg.Go(func() {
 			for {
@@ -61,6 +68,9 @@ func (r *readAhead) run(j aheadJob) {
 	for ch, err := range j.image.chunks(j.ctx, j.off, j.end) {
 		if err != nil {
 			return
+		}
+		if j.list {
+			continue
 		}
 		chunks = append(chunks, ch)
 		need += int64(ch.Len)
@@ -106,6 +116,7 @@ type stream struct {
 	high   int64      // end of what was read
 	run    int64      // bytes read in sequence
 	loaded int64      // end of what is loaded or being loaded ahead
+	listed int64      // end of what was listed ahead
 	window int64      // 0 while reads are not sequential
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -138,15 +149,24 @@ func (s *stream) read(ctx context.Context, off, n int64) {
 func (s *stream) start(ctx context.Context) {
 	s.ahead.streams.Add(1)
 	s.window = minWindow
-	s.loaded = s.high
+	s.loaded, s.listed = s.high, s.high
 	s.ctx, s.cancel = context.WithCancel(ctx)
 }
 
 // issue queues jobs until the window is full, in pieces of a fixed share of it, and then lets the window grow.
 func (s *stream) issue() {
 	s.loaded = max(s.loaded, s.high)
-	piece := s.window / aheadPieces
+	pieces := int64(max(s.ahead.workers, aheadPieces))
+	piece := max(s.window/pieces, minPiece)
 	before := s.loaded
+	if s.ahead.workers > aheadPieces && s.listed < s.image.size && s.listed < s.loaded+s.window {
+		end := min(s.listed+listPiece, s.image.size)
+		select {
+		case s.ahead.jobs <- aheadJob{ctx: s.ctx, image: s.image, off: s.listed, end: end, list: true}:
+			s.listed = end
+		default:
+		}
+	}
 	for s.loaded < s.image.size && s.loaded+piece <= s.high+s.window {
 		end := min(s.loaded+piece, s.image.size)
 		select {
@@ -158,7 +178,7 @@ func (s *stream) issue() {
 	}
 	if s.loaded > before {
 		share := s.ahead.pool.limit / 2 / max(1, s.ahead.streams.Load())
-		s.window = min(2*s.window, max(share, minWindow), maxWindow)
+		s.window = min(2*s.window, max(share, minWindow), min(pieces*maxPiece, maxWindow))
 	}
 }
 

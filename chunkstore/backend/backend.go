@@ -156,6 +156,13 @@ type ObjectLocker interface {
 	Retained(ctx context.Context, name string) (time.Time, error)
 }
 
+// Distant is asked for by As: it is there on backends where a request takes long however little it moves. Who reads there does well to
+// have several requests under way, and to read some bytes that nobody asked for rather than to ask twice.
+type Distant interface {
+	// AtOnce is how many requests should be under way.
+	AtOnce() int
+}
+
 // StaleAge is long enough to be sure that the writer of a temporary is gone, also with clocks that disagree by hours.
 const StaleAge = 24 * time.Hour
 

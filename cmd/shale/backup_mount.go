@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -131,7 +132,7 @@ func (a *app) serveMount(ctx context.Context, url, dir string, o mountOptions) (
 		log = f
 	}
 	m, err := fusemount.Mount(ctx, dir, fusemount.Store(r), fusemount.Options{
-		Source: r.Location(), AllowOther: o.allowOther, CacheBytes: o.cacheMiB << 20, Parallel: min(a.parallel, 256),
+		Source: r.Location(), AllowOther: o.allowOther, CacheBytes: o.cacheMiB << 20, Parallel: min(cmp.Or(a.parallel, max(r.Parallel(), 4)), 256),
 		Log: slog.New(slog.NewTextHandler(log, nil)),
 	})
 	if err != nil {
