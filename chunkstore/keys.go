@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"filippo.io/age"
 	"github.com/cespare/xxhash/v2"
@@ -66,6 +68,7 @@ const (
 	maxKeyObject = 64 << 10 // bytes
 	maxKeys      = 128      // objects under keys/
 	maxLabel     = 255      // bytes
+	maxPublicKey = 8 << 10  // bytes
 )
 
 // signedText is one line of JSON with its checksum and its keyed hash.
@@ -120,7 +123,7 @@ func (t *signedText) verify(master *secret, context string) error {
 
 // newKey wraps the master keys to a recipient, as the object of that name.
 func newKey(to Recipient, label, repository string, masters []secret) (*Key, []byte, error) {
-	if len(label) > maxLabel || strings.ContainsFunc(label, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+	if !printable(label, maxLabel) {
 		return nil, nil, fmt.Errorf("label %q: at most %d bytes, no control characters", label, maxLabel)
 	}
 	id, err := randomHex(16)
@@ -144,6 +147,11 @@ func newKey(to Recipient, label, repository string, masters []secret) (*Key, []b
 	}
 	b, err := encodeSigned(k, &masters[len(masters)-1], contextKeyObject)
 	return k, b, err
+}
+
+// printable says whether s may be shown on a terminal: whoever can write to the backend chooses it.
+func printable(s string, n int) bool {
+	return len(s) <= n && utf8.ValidString(s) && !strings.ContainsFunc(s, unicode.IsControl)
 }
 
 // describe names a key for people.
@@ -218,8 +226,8 @@ func decodeKey(name string, b []byte) (*Key, error) {
 		return nil, fmt.Errorf("%w: key of kind %q", ErrUnsupported, k.Kind)
 	case k.Epoch < 0 || k.Epoch > maxEpoch:
 		return nil, fmt.Errorf("epoch is %d, not 0 to %d", k.Epoch, maxEpoch)
-	case len(k.Label) > maxLabel:
-		return nil, fmt.Errorf("label of %d bytes", len(k.Label))
+	case !printable(k.Label, maxLabel) || !printable(k.Recipient, maxPublicKey):
+		return nil, errors.New("label or public key has control characters, or is too long")
 	}
 	if _, err := age.ParseX25519Recipient(k.Public); err != nil {
 		return nil, fmt.Errorf("public half of the key's own pair: %w", err)

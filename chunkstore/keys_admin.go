@@ -99,6 +99,14 @@ func (r *Repository) Epoch() int {
 	return len(r.keys.sealer.masters()) - 1
 }
 
+// Fingerprint is the same for all who have the same first master key, and tells nothing of it: 32 hex digits; empty for a plain repository.
+func (r *Repository) Fingerprint() string {
+	if r.keys == nil {
+		return ""
+	}
+	return hexFingerprint(&r.keys.sealer.masters()[0])
+}
+
 // AddKey gives the repository's master keys to another recipient.
 func (r *Repository) AddKey(ctx context.Context, to Recipient, label string) (*Key, error) {
 	all, _, err := r.Keys(ctx)

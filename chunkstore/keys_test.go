@@ -449,6 +449,8 @@ func TestKeyObjectsRefuse(t *testing.T) {
 		{"public", func(k *Key) { k.Public = "age1" }, false},
 		{"repository", func(k *Key) { k.Repository = "../x" }, false},
 		{"label", func(k *Key) { k.Label = strings.Repeat("x", 256) }, false},
+		{"label that moves the cursor", func(k *Key) { k.Label = "a\x1b[2J" }, false},
+		{"recipient that moves the cursor", func(k *Key) { k.Recipient = "age1\u009b2J" }, false},
 	} {
 		bad := *got
 		c.edit(&bad)
@@ -683,6 +685,31 @@ func TestSSHKeys(t *testing.T) {
 			t.Errorf("%q: no error", bad)
 		}
 	}
+}
+
+// TestPostQuantumKeys: age's hybrid keys, whose public halves are long.
+func TestPostQuantumKeys(t *testing.T) {
+	id, err := age.GenerateHybridIdentity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	to, err := ParseRecipient(id.Recipient().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	be := mem.New()
+	if _, err := Init(t.Context(), be, InitOptions{Recipients: []Recipient{to}}); err != nil {
+		t.Fatal(err)
+	}
+	ids, err := ParseIdentities([]byte("# comment\n"+id.String()+"\n"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := Open(t.Context(), be, Options{Credentials: Credentials{Identities: ids}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Close()
 }
 
 // TestInitSealedCrashes: stopped at any write, an init leaves a repository that opens, or none.

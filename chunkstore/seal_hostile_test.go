@@ -421,6 +421,14 @@ func TestDowngrade(t *testing.T) {
 	if r, err := Open(t.Context(), forged, unknown); err != nil { // nothing tells it from the user's own
 		t.Errorf("another master key, a client that knows nothing: %v", err)
 	} else {
+		mine, err := Open(t.Context(), v.with("", nil), unknown)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if mine.ID() != r.ID() || mine.Fingerprint() == r.Fingerprint() {
+			t.Errorf("fingerprints %s and %s of repositories %s and %s", mine.Fingerprint(), r.Fingerprint(), mine.ID(), r.ID())
+		}
+		mine.Close()
 		r.Close()
 	}
 }

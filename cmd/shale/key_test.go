@@ -56,7 +56,7 @@ func TestEncryptedRepository(t *testing.T) {
 	says(t, s.run(1, with(other, "backup", "list", repo)...).talk, "wrong password, or no private key")
 
 	id := strings.TrimSpace(s.run(0, with(mine, "repo", "key", "add", repo, "--recipient", testRecipients[1], "--label", "deputy")...).out)
-	says(t, s.run(0, with(other, "repo", "key", "list", repo)...).out, "deputy", "* ", testRecipients[0])
+	says(t, s.run(0, with(other, "repo", "key", "list", repo)...).out, "fingerprint ", "deputy", "* ", testRecipients[0])
 	says(t, s.run(1, with(mine, "repo", "key", "remove", repo, "zz")...).talk, "not found")
 	s.run(0, with(mine, "repo", "key", "remove", repo, id[:6])...)
 	says(t, s.run(0, with(mine, "repo", "key", "rotate", repo)...).out, "age")

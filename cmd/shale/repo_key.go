@@ -54,6 +54,8 @@ func newKeyListCommand(a *app) *cobra.Command {
 		Long: `List the keys that open a repository. * marks the one that opened it now. A key that is not trusted was put there by somebody who did not
 have the newest master key: it is passed over by 'repo key rotate'. Remove it if nobody knows it.
 
+The fingerprint is that of the master key: where it differs from what another host prints, that host has another repository.
+
 Exit code 3: a key cannot be read.`,
 		Example: `  shale repo key list /srv/backups`,
 		Args:    exactArgs("URL"),
@@ -67,7 +69,7 @@ Exit code 3: a key cannot be read.`,
 			if err != nil {
 				return err
 			}
-			if err := a.printKeys(r.Epoch(), keys, damage); err != nil {
+			if err := a.printKeys(r, keys, damage); err != nil {
 				return err
 			}
 			if len(damage) > 0 {
@@ -78,7 +80,7 @@ Exit code 3: a key cannot be read.`,
 	}
 }
 
-func (a *app) printKeys(epoch int, keys []chunkstore.KeyStatus, damage []error) error {
+func (a *app) printKeys(r *chunkstore.Repository, keys []chunkstore.KeyStatus, damage []error) error {
 	if a.json {
 		type status struct {
 			keyJSON
@@ -86,10 +88,11 @@ func (a *app) printKeys(epoch int, keys []chunkstore.KeyStatus, damage []error) 
 			Trusted bool `json:"trusted"`
 		}
 		answer := struct {
-			Rotations int      `json:"rotations"`
-			Keys      []status `json:"keys"`
-			Damage    []string `json:"damage"`
-		}{epoch, []status{}, []string{}}
+			Fingerprint string   `json:"fingerprint"`
+			Rotations   int      `json:"rotations"`
+			Keys        []status `json:"keys"`
+			Damage      []string `json:"damage"`
+		}{r.Fingerprint(), r.Epoch(), []status{}, []string{}}
 		for i := range keys {
 			k := &keys[i]
 			answer.Keys = append(answer.Keys, status{newKeyJSON(&k.Key), k.Current, k.Trusted})
@@ -98,6 +101,9 @@ func (a *app) printKeys(epoch int, keys []chunkstore.KeyStatus, damage []error) 
 			answer.Damage = append(answer.Damage, err.Error())
 		}
 		return a.printJSON(answer)
+	}
+	if _, err := fmt.Fprintf(a.stdout, "fingerprint %s, %d rotations\n\n", r.Fingerprint(), r.Epoch()); err != nil {
+		return err
 	}
 	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, " \tKEY\tKIND\tCREATED\tLABEL\tPUBLIC KEY")
