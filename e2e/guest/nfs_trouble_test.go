@@ -52,7 +52,7 @@ func (r *repository) mustTakeOver(image string) *created {
 	if c.Writer.Adopted == 0 {
 		r.t.Errorf("nothing of the interrupted backup was taken over: %+v", c.Writer)
 	}
-	r.mustBeWhole(c, image)
+	r.mustGiveBack(c, image)
 	return c
 }
 
@@ -133,7 +133,7 @@ func testNFSCache(t *testing.T, dir string) {
 		t.Fatal(err)
 	}
 	mustSay(t, notes, "took over", "cache folder "+cache+" is on NFS", "--cache-dir")
-	mustShale(t, "backup", "verify", strings.TrimSpace(out), "--cache-dir", cache)
+	r.mustGiveBack(&created{URL: strings.TrimSpace(out)}, image)
 }
 
 // testNFSRestart: behind hard mounts a backup waits for its server, and succeeds.
@@ -160,7 +160,8 @@ func testNFSRestart(t *testing.T, s *NFS, mounts map[string]string) {
 			t.Errorf("%s: %v: %s", r.URL, err, c.out.String())
 			continue
 		}
-		r.mustBeWhole(r.mustCreate(images[r]), images[r])
+		out := strings.TrimSpace(c.out.String())
+		r.mustGiveBack(&created{URL: out[strings.LastIndexByte(out, '\n')+1:]}, images[r])
 	}
 }
 
@@ -205,8 +206,6 @@ func testNFSStale(t *testing.T, s *NFS) {
 	s.Up()
 	_, _, err = shale(t, "repo", "stats", r.URL)
 	mustSay(t, fmt.Sprint(err), "stale", "umount", "mount it again", r.URL)
-	_, _, err = shale(t, "backup", "create", image, "--dest", r.URL, "--volume", "vol")
-	mustSay(t, fmt.Sprint(err), "stale", "umount")
 	if err := be.ReadAt(t.Context(), "config", make([]byte, 1), 0); !errors.Is(err, syscall.ESTALE) {
 		t.Errorf("a read through an open file: %v, want ESTALE", err)
 	}
@@ -223,7 +222,7 @@ func testNFSStale(t *testing.T, s *NFS) {
 	if err := be.ReadAt(t.Context(), "config", make([]byte, 1), 0); err != nil {
 		t.Errorf("the same process, after the mount: %v", err)
 	}
-	r.mustBeWhole(c, image)
+	r.mustGiveBack(c, image)
 
 	// A folder that goes away on the server, below an open backend, is made again.
 	if err := be.Put(t.Context(), "a/b/c", nil); err != nil {
@@ -303,5 +302,5 @@ func testNFSSquashed(t *testing.T, s *NFS) {
 		t.Fatal(err)
 	}
 	r, image := nfsRepository(t, filepath.Join(mount, "shared"), 2)
-	r.mustBeWhole(r.mustCreate(image), image)
+	r.mustGiveBack(r.mustCreate(image), image)
 }

@@ -17,14 +17,14 @@ func Run(t *testing.T, open func(t *testing.T) backend.Backend) { Suite{}.Run(t,
 
 // Suite is Run with options.
 type Suite struct {
-	// Slow is for places where each call takes milliseconds: what is repeated is repeated a tenth as often.
+	// Slow is for places where each call takes milliseconds: what is repeated is repeated a twentieth as often.
 	Slow bool
 }
 
 // times is how often to do what is best done n times.
 func (s Suite) times(n int) int {
 	if s.Slow {
-		return n / 10
+		return max(1, n/20)
 	}
 	return n
 }

@@ -143,7 +143,7 @@ func (s Suite) testListMany(t *testing.T, be backend.Backend) {
 	}
 	slices.Sort(want)
 	mustList(t, be, "many/", want)
-	mustList(t, be, "many/01", want[100:min(200, n)])
+	mustList(t, be, "many/001", want[10:20])
 }
 
 func testListErrorEnds(t *testing.T, be backend.Backend) {
