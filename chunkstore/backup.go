@@ -70,7 +70,7 @@ func ValidVolumeName(name string) bool {
 	return len(name) <= maxVolumeName && volumeName.MatchString(name)
 }
 
-// NewBackupID makes an ID that sorts by t.
+// NewBackupID makes an ID that sorts by t. Those of one millisecond are in no particular order; PutBackup makes them ascend.
 func NewBackupID(t time.Time) (string, error) {
 	var b [8]byte
 	if _, err := rand.Read(b[:]); err != nil {
@@ -79,6 +79,27 @@ func NewBackupID(t time.Time) (string, error) {
 	ms := max(t.UnixMilli(), 0)
 	v := uint64(ms)<<20 | binary.BigEndian.Uint64(b[:])&(1<<20-1)
 	return fmt.Sprintf("%s%016x", backupPrefix, v), nil
+}
+
+// newBackupID is NewBackupID, except that of those of one millisecond each sorts behind the one before.
+func (r *Repository) newBackupID(t time.Time) (string, error) {
+	id, err := NewBackupID(t)
+	if err != nil {
+		return "", err
+	}
+	r.idMu.Lock()
+	defer r.idMu.Unlock()
+	if BackupTime(id).Equal(BackupTime(r.lastID)) && id <= r.lastID {
+		last, err := strconv.ParseUint(strings.TrimPrefix(r.lastID, backupPrefix), 16, 64)
+		if err != nil {
+			return "", err
+		}
+		if next := fmt.Sprintf("%s%016x", backupPrefix, last+1); BackupTime(next).Equal(BackupTime(id)) {
+			id = next
+		}
+	}
+	r.lastID = id
+	return id, nil
 }
 
 // Origin names the backup of which b, a record in r, is a copy; b itself when it is none. Two records of one volume with equal
@@ -138,7 +159,7 @@ func (w *Writer) PutBackup(ctx context.Context, b *Backup) error {
 	}
 	if b.ID == "" {
 		var err error
-		if b.ID, err = NewBackupID(b.Time); err != nil {
+		if b.ID, err = w.r.newBackupID(b.Time); err != nil {
 			return err
 		}
 	}
@@ -255,7 +276,8 @@ func (r *Repository) readVolume(ctx context.Context, object string) (string, err
 	return v.Volume, nil
 }
 
-// Backups lists the IDs of a volume's backups, the oldest first. Nothing is read but the listing.
+// Backups lists the IDs of a volume's backups, the oldest first; those of one millisecond in the order of their IDs. Nothing is read but
+// the listing.
 func (r *Repository) Backups(ctx context.Context, volume string) ([]string, error) {
 	prefix := prefixBackups + r.volumeKey(volume) + "/"
 	var ids []string
@@ -380,7 +402,7 @@ func (r *Repository) walkBackups(ctx context.Context, objects []string, fn func(
 	return nil
 }
 
-// ListBackups returns all records of a volume, or of all volumes when volume is empty, by time. The first record that cannot be
+// ListBackups returns all records of a volume, or of all volumes when volume is empty, by time, and by ID where that is equal. The first record that cannot be
 // read is an error.
 func (r *Repository) ListBackups(ctx context.Context, volume string) ([]*Backup, error) {
 	var all []*Backup

@@ -212,7 +212,14 @@ func (c *check) packs(ctx context.Context) error {
 				continue
 			}
 			named[p.id] = struct{}{}
-			if size, ok := c.ok[p.id]; !ok && c.pruned(ctx, p.id) {
+			size, ok := c.ok[p.id]
+			if !ok { // a listing may be older than the index
+				var err error
+				if size, ok, err = c.stat(ctx, &p); err != nil {
+					return err
+				}
+			}
+			if !ok && c.pruned(ctx, p.id) {
 				c.gone[p.id] = struct{}{}
 			} else if !ok {
 				c.short[p.id] = shortPack{0, c.damage(p.id.object(p.kind), 0, errors.New("pack is missing"))}
@@ -228,6 +235,15 @@ func (c *check) packs(ctx context.Context) error {
 		}
 	}
 	return ctx.Err()
+}
+
+// stat looks for a pack that was not listed.
+func (c *check) stat(ctx context.Context, p *packRef) (size int64, ok bool, err error) {
+	o, err := c.r.be.Stat(ctx, p.id.object(p.kind))
+	if errors.Is(err, backend.ErrNotExist) {
+		return 0, false, nil
+	}
+	return o.Size, err == nil, err
 }
 
 // pruned says whether a pack that is not there was condemned.

@@ -140,7 +140,38 @@ func (x *index) merge(ctx context.Context, in []*segment, drop func(*key, *locat
 			return 0, err
 		}
 	}
-	return len(out), nil
+	return len(out), x.keepSound(ctx, in, out, trash)
+}
+
+// keepSound puts merged segments back when a repair has meanwhile condemned as damaged a pack that the run counts on: another, sound
+// place of the record may be named by them alone.
+func (x *index) keepSound(ctx context.Context, in, out []*segment, trash *trashSet) error {
+	if same, err := x.sameTrash(ctx, trash); err != nil || same {
+		return err
+	}
+	now, err := x.refreshTrash(ctx)
+	if err != nil {
+		return err
+	}
+	counted := slices.ContainsFunc(out, func(s *segment) bool {
+		for i := range s.packs {
+			if id := s.pack(i).id; now.damaged(id) && !trash.damaged(id) {
+				return true
+			}
+		}
+		return false
+	})
+	if !counted {
+		return nil
+	}
+	for _, s := range in {
+		back, _, err := x.put(ctx, s.data)
+		if err != nil {
+			return err
+		}
+		x.replace(nil, []*segment{back})
+	}
+	return errTrashChanged
 }
 
 func (x *index) mergeRun(ctx context.Context, in []*segment, trash *trashSet, drop func(*key, *location) bool) (out []*segment, err error) {

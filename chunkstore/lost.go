@@ -7,11 +7,7 @@ import "context"
 // Otherwise its tree is walked, not its chunks.
 func (r *Repository) Lost(ctx context.Context, b *Backup) error {
 	trash := r.index.trashSet()
-	harmed := false
-	for _, damaged := range trash.packs {
-		harmed = harmed || damaged
-	}
-	if !harmed || trash.within(b.Trash) {
+	if !trash.anyDamaged() || trash.within(b.Trash) {
 		return nil
 	}
 	if last, root := trash.last(), b.Blob.Root; last != nil && last.hasRoot(&root) {

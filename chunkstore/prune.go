@@ -116,13 +116,14 @@ type prunedPack struct {
 	named     bool      // by the index
 	live      int64     // bytes of records to keep
 	records   int64     // their number
+	sealing   int64     // bytes that sealing adds to the table
 }
 
 func (p *prunedPack) object() string { return p.id.object(p.kind) }
 
 // waste is what copying the pack's live records would give back, in bytes.
 func (p *prunedPack) waste() int64 {
-	return max(0, p.size-p.live-p.records*tableEntryLen-packHeaderLen-recordHeaderLen-trailerLen)
+	return max(0, p.size-p.live-p.records*tableEntryLen-p.sealing-packHeaderLen-recordHeaderLen-trailerLen)
 }
 
 func (p *prune) run(ctx context.Context) error {
@@ -167,6 +168,9 @@ func (p *prune) run(ctx context.Context) error {
 		}
 	}
 	if err := p.sweep(ctx); err != nil {
+		return err
+	}
+	if err := p.r.removeProbes(ctx, p.now); err != nil {
 		return err
 	}
 	if s, ok := backend.As[backend.StaleRemover](p.r.be); ok {

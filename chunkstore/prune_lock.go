@@ -132,6 +132,26 @@ func (r *Repository) storeTime(ctx context.Context) (time.Time, error) {
 	return o.ModTime, nil
 }
 
+// removeProbes removes what storeTime left behind where it was killed.
+func (r *Repository) removeProbes(ctx context.Context, now time.Time) error {
+	var old []string
+	err := r.be.List(ctx, prefixProbe, func(o backend.Object) error {
+		if now.Sub(o.ModTime) > lockStale {
+			old = append(old, o.Name)
+		}
+		return nil
+	})
+	for _, name := range old {
+		if err == nil {
+			err = r.be.Delete(ctx, name)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("remove what tells the store's time: %w", err)
+	}
+	return nil
+}
+
 // renew shows that we live.
 func (l *pruneLock) renew(ctx context.Context) {
 	defer close(l.done)

@@ -33,7 +33,7 @@ func (p *prune) look(ctx context.Context) error {
 	p.packs = map[packID]*prunedPack{}
 	err = p.r.be.List(ctx, prefixPacks, func(o backend.Object) error {
 		if id, kind, ok := parsePackObject(o.Name); ok {
-			p.packs[id] = &prunedPack{id: id, kind: kind, size: o.Size, mod: o.ModTime, condemned: p.trash.condemned(id), damaged: p.trash.damaged(id)}
+			p.packs[id] = &prunedPack{id: id, kind: kind, size: o.Size, mod: o.ModTime, condemned: p.trash.condemned(id), damaged: p.trash.damaged(id), sealing: int64(p.r.sealer.overhead())}
 		}
 		return nil
 	})

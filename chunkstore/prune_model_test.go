@@ -22,23 +22,41 @@ import (
 	"github.com/shalebackup/shale/chunkstore/backend/mem"
 )
 
-// pruneModel lets hosts back up, delete, merge, prune, read and die, one backend call at a time in random order, with the store's
-// clock in its hands. It runs in a synctest bubble: hosts are goroutines that wait at the gate before each call.
+// pruneModel lets hosts back up, copy, delete, merge, prune, repair, read and die, one backend call at a time in random order, with the
+// store's clock in its hands, and packs be lost or rot. It runs in a synctest bubble: hosts are goroutines that wait at the gate before each call.
 type pruneModel struct {
-	keys  Credentials // of a sealed repository
-	ctx   context.Context
-	rnd   *rand.Rand
-	be    *mem.Backend
-	off   pruneRules
-	hosts []*pruneHost
-	begun time.Time
+	t      *testing.T
+	ctx    context.Context
+	rnd    *rand.Rand
+	off    pruneRules
+	kind   modelKind
+	stores [2]*modelStore
+	hosts  []*pruneHost
+	begun  time.Time
 
 	mu      sync.Mutex // guards waiting: several goroutines of a host may come to the gate at once
 	waiting []*gateCall
 
-	images   map[string][]byte // by backup ID: what a record that may be listed must give back
 	failures []error
-	count    struct{ backups, pruned, prunes, crashes, verified, frees int }
+	count    struct{ backups, copies, pruned, prunes, crashes, verified, frees, harms, repairs, heals, excused int }
+}
+
+// modelKind is what a run is about, beside what all are.
+type modelKind struct {
+	sealed bool          // repositories are sealed
+	harm   bool          // packs and segments are lost, rot and are repaired
+	lag    time.Duration // listings miss what is younger, and show what is gone, up to so long
+}
+
+// modelStore is a backend with a repository, and what it must hold.
+type modelStore struct {
+	be     *mem.Backend
+	opened Options
+	images map[string][]byte    // by backup ID: what a record that may be listed must give back
+	trying map[string]bool      // of these, records that are being put
+	harmed bool                 // something is damaged, or may be, and was not repaired since
+	harms  int                  // how often that began
+	events map[string]time.Time // when each object was put, or deleted if it is gone; for lag
 }
 
 const (
@@ -48,17 +66,24 @@ const (
 
 // pruneHost is one process on one host; a crash makes another of it.
 type pruneHost struct {
-	m     *pruneModel
-	cache string
-	dead  atomic.Bool
-	busy  bool
-	slow  bool // its calls take long, so that much happens between them
-	r     *Repository
-	rnd   *rand.Rand
+	m      *pruneModel
+	cache  string
+	n      int // which host
+	dead   atomic.Bool
+	busy   bool
+	slow   bool // its calls take long, so that much happens between them
+	what   string
+	trying string // the backup whose record it puts
+	store  int    // where it is busy
+	other  int    // and whence it copies
+	harms  [2]int // of both stores when it began, -1: harmed then
+	r      [2]*Repository
+	rnd    *rand.Rand
 }
 
 type gateCall struct {
 	h      *pruneHost
+	store  int
 	method string
 	name   string
 	open   chan error
@@ -69,85 +94,29 @@ func (c *gateCall) critical() bool {
 	return (c.method == "put" && strings.HasPrefix(c.name, prefixBackups)) || (c.method == "delete" && strings.HasPrefix(c.name, prefixIndex))
 }
 
-// gate is the backend as a host sees it.
-type gate struct {
-	be backend.Backend
-	h  *pruneHost
-}
-
-func (g *gate) pass(method, name string) error {
-	if g.h.dead.Load() {
-		return backendtest.ErrStopped
-	}
-	c := &gateCall{g.h, method, name, make(chan error)}
-	g.h.m.mu.Lock()
-	g.h.m.waiting = append(g.h.m.waiting, c)
-	g.h.m.mu.Unlock()
-	return <-c.open
-}
-
-func (g *gate) Put(ctx context.Context, name string, data []byte) error {
-	if err := g.pass("put", name); err != nil {
-		return err
-	}
-	return g.be.Put(ctx, name, data)
-}
-
-func (g *gate) PutIfAbsent(ctx context.Context, name string, data []byte) error {
-	if err := g.pass("put", name); err != nil {
-		return err
-	}
-	return g.be.PutIfAbsent(ctx, name, data)
-}
-
-func (g *gate) Delete(ctx context.Context, name string) error {
-	if err := g.pass("delete", name); err != nil {
-		return err
-	}
-	return g.be.Delete(ctx, name)
-}
-
-func (g *gate) ReadAt(ctx context.Context, name string, p []byte, off int64) error {
-	if strings.HasPrefix(name, prefixPacks) { // other objects never change between Stat and ReadAt
-		if err := g.pass("read", name); err != nil {
-			return err
-		}
-	}
-	return g.be.ReadAt(ctx, name, p, off)
-}
-
-func (g *gate) List(ctx context.Context, prefix string, fn func(backend.Object) error) error {
-	if err := g.pass("list", prefix); err != nil {
-		return err
-	}
-	return g.be.List(ctx, prefix, fn)
-}
-
-func (g *gate) Stat(ctx context.Context, name string) (backend.Object, error) {
-	if err := g.pass("stat", name); err != nil {
-		return backend.Object{}, err
-	}
-	return g.be.Stat(ctx, name)
-}
-
-func (g *gate) Location() string { return "gate" }
-
 // runPruneModel takes that many steps and returns the first thing that is wrong.
-func runPruneModel(t *testing.T, seed uint64, steps int, off pruneRules) (*pruneModel, error) {
+func runPruneModel(t *testing.T, seed uint64, steps int, kind modelKind, off pruneRules) (*pruneModel, error) {
 	t.Helper()
-	m := &pruneModel{rnd: rand.New(rand.NewPCG(seed, 7)), off: off, images: map[string][]byte{}}
+	m := &pruneModel{t: t, rnd: rand.New(rand.NewPCG(seed, 7)), kind: kind, off: off}
 	caches := []string{"", t.TempDir(), t.TempDir(), ""}
 	var failed error
 	synctest.Test(t, func(t *testing.T) {
-		m.ctx, m.be, m.begun = t.Context(), mem.New(), time.Now()
-		var o InitOptions
-		o, m.keys = half(t, seed, InitOptions{SpanBytes: 1 << 20, PackBytes: 1 << 20, CutBits: -1, MaxChunk: 4096})
-		if _, err := Init(m.ctx, m.be, o); err != nil {
-			failed = err
-			return
+		m.ctx, m.begun = t.Context(), time.Now()
+		for i := range m.stores {
+			s := &modelStore{be: mem.New(), images: map[string][]byte{}, trying: map[string]bool{}, events: map[string]time.Time{}}
+			o := InitOptions{SpanBytes: 1 << 20, PackBytes: 1 << 20, CutBits: -1, MaxChunk: 4096}
+			if kind.sealed {
+				o, s.opened.Credentials = half(t, 1, o)
+			}
+			s.opened.Parallel = 1
+			if _, err := Init(m.ctx, s.be, o); err != nil {
+				failed = err
+				return
+			}
+			m.stores[i] = s
 		}
-		for _, cache := range caches {
-			m.hosts = append(m.hosts, &pruneHost{m: m, cache: cache})
+		for i, cache := range caches {
+			m.hosts = append(m.hosts, &pruneHost{m: m, cache: cache, n: i})
 		}
 		for step := 0; step < steps && failed == nil; step++ {
 			if err := m.step(); err != nil {
@@ -158,11 +127,53 @@ func runPruneModel(t *testing.T, seed uint64, steps int, off pruneRules) (*prune
 			m.crash(i)
 		}
 		synctest.Wait()
-		if failed == nil {
-			failed = m.verify()
+		for i := range m.stores {
+			if failed == nil {
+				failed = m.settle(i)
+			}
 		}
 	})
 	return m, failed
+}
+
+// settle repairs and prunes a store when nobody else is there: all is whole, and only what is needed stays.
+func (m *pruneModel) settle(store int) error {
+	s := m.stores[store]
+	time.Sleep(2 * m.kind.lag)
+	if err := m.verify(store); err != nil {
+		return err
+	}
+	if s.harmed {
+		rep, err := Repair(m.ctx, s.be, s.opened, RepairOptions{Level: CheckStored, From: s.sources(), BreakLock: true})
+		if err != nil || len(rep.Lost)+len(rep.Left) > 0 {
+			return fmt.Errorf("the last repair: %+v, %w", rep, err)
+		}
+		s.harmed = false
+	}
+	r, err := Open(m.ctx, s.be, s.opened)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	for i, d := range []time.Duration{2 * modelGrace, 2 * modelGrace, 2 * modelGrace, trashKeep + 2*modelGrace, modelGrace} {
+		time.Sleep(d)
+		if err := m.verify(store); err != nil {
+			return fmt.Errorf("quiet prune %d: %w", i, err)
+		}
+		rep, err := r.Prune(m.ctx, PruneOptions{Grace: modelGrace, BreakLock: true})
+		if err != nil || len(rep.Damage) > 0 {
+			return fmt.Errorf("quiet prune %d: %+v, %w", i, rep, err)
+		}
+		if left := rep.Condemned.Objects + rep.Waiting.Objects + rep.Young.Objects + rep.Freed.Objects; i >= 3 && left > 0 {
+			return fmt.Errorf("quiet prune %d: there is garbage left: %+v", i, rep)
+		}
+	}
+	for _, prefix := range []string{prefixTrash, "prune/"} {
+		if err := s.be.List(m.ctx, prefix, func(o backend.Object) error { return fmt.Errorf("%s is left", o.Name) }); err != nil {
+			return err
+		}
+	}
+	return m.verify(store)
 }
 
 func (m *pruneModel) step() error {
@@ -175,6 +186,8 @@ func (m *pruneModel) step() error {
 		m.count.crashes++
 		m.crash(m.rnd.IntN(len(m.hosts)))
 		return nil
+	case n < 14 && m.kind.harm:
+		return m.harm(m.rnd.IntN(len(m.stores)))
 	case n < 60:
 		m.wait()
 		return nil
@@ -199,10 +212,57 @@ func (m *pruneModel) step() error {
 	if c.method == "delete" && strings.HasPrefix(c.name, prefixPacks) {
 		m.count.frees++
 	}
-	if err := m.verify(); err != nil {
-		return fmt.Errorf("after %s %s: %w", c.method, c.name, err)
+	if err := m.verify(c.store); err != nil {
+		return fmt.Errorf("store %d after %s %s by %s: %w", c.store, c.method, c.name, c.h.what, err)
 	}
 	return nil
+}
+
+// harm damages one pack or segment, unless what was damaged before is not repaired.
+func (m *pruneModel) harm(store int) error {
+	s := m.stores[store]
+	var names []string
+	for _, prefix := range []string{prefixPacks, prefixPacks, prefixIndex} {
+		if m.rnd.IntN(8) > 0 && prefix == prefixIndex {
+			continue
+		}
+		err := s.be.List(m.ctx, prefix, func(o backend.Object) error {
+			names = append(names, o.Name)
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if s.harmed || len(names) == 0 {
+		return nil
+	}
+	m.count.harms++
+	s.harmed = true
+	s.harms++
+	name := names[m.rnd.IntN(len(names))]
+	data, err := backend.ReadAll(m.ctx, s.be, name)
+	if err != nil {
+		return err
+	}
+	switch m.rnd.IntN(3) {
+	case 0:
+		return s.be.Delete(m.ctx, name)
+	case 1:
+		return s.be.Put(m.ctx, name, data[:m.rnd.IntN(len(data))])
+	}
+	for range 1 + m.rnd.IntN(3) {
+		data[m.rnd.IntN(len(data))] ^= 1 << m.rnd.IntN(8)
+	}
+	return s.be.Put(m.ctx, name, data)
+}
+
+// sources are all images that backups of the store have.
+func (s *modelStore) sources() (from []RepairSource) {
+	for _, id := range slices.Sorted(maps.Keys(s.images)) {
+		from = append(from, RepairSource{Name: id, Content: imageContent(s.images[id])})
+	}
+	return from
 }
 
 // pick takes a call that waits, nil for none.
@@ -212,13 +272,16 @@ func (m *pruneModel) pick() *gateCall {
 	if len(m.waiting) == 0 {
 		return nil
 	}
-	i := m.rnd.IntN(len(m.waiting))
-	c := m.waiting[i]
-	if c.h.slow && !c.critical() && m.rnd.IntN(20) > 0 {
-		return nil
+	for range 20 {
+		i := m.rnd.IntN(len(m.waiting))
+		c := m.waiting[i]
+		if c.h.slow && !c.critical() && m.rnd.IntN(20) > 0 {
+			continue
+		}
+		m.waiting = slices.Delete(m.waiting, i, i+1)
+		return c
 	}
-	m.waiting = slices.Delete(m.waiting, i, i+1)
-	return c
+	return nil
 }
 
 // wait lets the store's time pass, unless a call is under way that must be quick.
@@ -245,187 +308,126 @@ func (m *pruneModel) crash(i int) {
 	all := m.waiting
 	m.waiting = slices.DeleteFunc(slices.Clone(all), func(c *gateCall) bool { return c.h == h })
 	m.mu.Unlock()
+	lossy := m.rnd.IntN(2) == 0 // one of its calls is made all the same
 	for _, c := range all {
 		if c.h == h {
-			c.open <- backendtest.ErrStopped
+			err := backendtest.ErrStopped
+			if lossy && (c.method == "put" || c.method == "delete") {
+				lossy, err = false, errLost
+			}
+			c.open <- err
 		}
 	}
 	synctest.Wait()
-	if h.r != nil {
-		_ = h.r.Close()
+	for _, r := range h.r {
+		if r != nil {
+			_ = r.Close()
+		}
 	}
-	m.hosts[i] = &pruneHost{m: m, cache: h.cache}
+	if h.busy && m.tainted(h, h.store) && h.what != "read" { // what it left half done may count on what was lost
+		m.stores[h.store].harmed = true
+	}
+	delete(m.stores[h.store].trying, h.trying)
+	m.hosts[i] = &pruneHost{m: m, cache: h.cache, n: h.n}
+}
+
+// tainted reports whether something in the store was damaged while the host was at it.
+func (m *pruneModel) tainted(h *pruneHost, store int) bool {
+	s := m.stores[store]
+	return s.harmed || h.harms[store] != s.harms
 }
 
 // begin gives an idle host something to do.
 func (m *pruneModel) begin(h *pruneHost) {
 	h.busy = true
 	h.rnd = rand.New(rand.NewPCG(m.rnd.Uint64(), 3))
-	job, what := h.backUp, "back up"
-	switch n := m.rnd.IntN(100); {
-	case n < 40:
-	case n < 60:
-		job, what = h.forget, "delete"
-	case n < 82:
-		job, what = h.prune, "prune"
-	case n < 90:
-		job, what = h.compact, "merge"
-	case n < 97:
-		job, what = h.read, "read"
-	default:
-		job, what = h.reindex, "reindex"
+	h.store = m.rnd.IntN(2) * m.rnd.IntN(2) // mostly the first
+	h.other = h.store
+	for i, s := range m.stores {
+		if h.harms[i] = s.harms; s.harmed {
+			h.harms[i] = -1
+		}
 	}
-	h.slow = (what == "back up" || what == "merge") && m.rnd.IntN(3) == 0
+	job := h.backUp
+	h.what = "back up"
+	switch n := m.rnd.IntN(100); {
+	case m.stores[h.store].harmed && n < 25:
+		job, h.what = h.repair, "repair"
+	case n < 30:
+	case n < 38:
+		job, h.what = h.copyBackup, "copy"
+	case n < 57:
+		job, h.what = h.forget, "delete"
+	case n < 76:
+		job, h.what = h.prune, "prune"
+	case n < 83:
+		job, h.what = h.compact, "merge"
+	case n < 90:
+		job, h.what = h.read, "read"
+	case n < 96 || m.stores[h.store].harmed:
+		job, h.what = h.repair, "repair"
+	default:
+		job, h.what = h.reindex, "reindex"
+	}
+	h.slow = (h.what == "back up" || h.what == "merge" || h.what == "repair") && m.rnd.IntN(3) == 0
 	go func() {
-		err := h.open()
+		_, err := h.open(h.store)
 		if err == nil {
 			err = job()
 		}
 		h.busy = false
-		if err != nil && !h.dead.Load() {
-			m.failures = append(m.failures, fmt.Errorf("%s: %w", what, err))
+		if err == nil || h.dead.Load() {
+			return
 		}
+		if m.excused(h, err) {
+			m.count.excused++
+			return
+		}
+		m.failures = append(m.failures, fmt.Errorf("%s in store %d: %w", h.what, h.store, err))
 	}()
 }
 
-func (h *pruneHost) open() error {
-	if h.r != nil {
-		return nil
+// excused reports whether a job may fail with err: it met damage, or a listing that lags.
+func (m *pruneModel) excused(h *pruneHost, err error) bool {
+	missing := errors.Is(err, ErrNotFound) || errors.Is(err, backend.ErrNotExist) || errors.Is(err, ErrPruned)
+	if m.kind.lag > 0 && (missing || errors.Is(err, errTrashChanged)) {
+		return true
 	}
-	r, err := Open(h.m.ctx, &gate{h.m.be, h}, Options{CacheDir: h.cache, Parallel: 1, Credentials: h.m.keys})
+	if !m.tainted(h, h.store) && !m.tainted(h, h.other) {
+		return false
+	}
+	return missing || errors.Is(err, ErrCorrupt) || errors.Is(err, backend.ErrShort) || errors.Is(err, errTrashChanged)
+}
+
+// open returns the host's repository in that store.
+func (h *pruneHost) open(store int) (*Repository, error) {
+	if h.r[store] != nil {
+		return h.r[store], nil
+	}
+	o := h.m.stores[store].opened
+	o.CacheDir = h.cache
+	r, err := Open(h.m.ctx, &gate{h, store}, o)
 	if err == nil {
-		h.own(r)
+		r.off = h.m.off
+		r.bootTime = func() time.Duration { return time.Since(h.m.begun) }
+		h.r[store] = r
 	}
-	return err
+	return r, err
 }
 
-func (h *pruneHost) own(r *Repository) {
-	h.r = r
-	r.off = h.m.off
-	r.bootTime = func() time.Duration { return time.Since(h.m.begun) }
-}
+// at is the store where the host is busy, and its repository there.
+func (h *pruneHost) at() (*modelStore, *Repository) { return h.m.stores[h.store], h.r[h.store] }
 
-// image is two spans with a few blocks out of a small pool, so that backups share much and what was deleted comes back.
-func (h *pruneHost) image(old []byte) []byte {
-	img := make([]byte, 2<<20)
-	copy(img, old)
-	for range 1 + h.rnd.IntN(3) {
-		at := (h.rnd.IntN(2)<<8 + h.rnd.IntN(3)) * 4096
-		n := h.rnd.IntN(modelPool + 1)
-		copy(img[at:], bytes.Repeat([]byte{byte(n)}, 4096))
-	}
-	return img
-}
-
-func (h *pruneHost) backUp() error {
-	ctx := h.m.ctx
-	all, err := h.r.ListBackups(ctx, "")
-	if err != nil {
-		return err
-	}
-	b := &Backup{Volume: "v"}
-	var base *Blob
-	var old []byte
-	if len(all) > 0 && h.rnd.IntN(4) > 0 {
-		parent := all[h.rnd.IntN(len(all))]
-		base, old = h.r.OpenBlob(parent.Blob), h.m.images[parent.ID]
-		if h.rnd.IntN(4) > 0 {
-			b.Parent = parent.ID
-		}
-	}
-	img := h.image(old)
-	w, err := h.r.NewWriter(ctx, WriterOptions{Compression: "none"})
-	if err != nil {
-		return err
-	}
-	var changed func(int64) bool
-	if base != nil {
-		changed = func(span int64) bool { return spanDiffers(old, img, span<<20) }
-	}
-	if b.ID, err = NewBackupID(time.Now()); err != nil {
-		return err
-	}
-	b.Blob, err = storeImage(ctx, h.r, w, img, base, changed)
-	if err == nil {
-		h.m.images[b.ID] = img
-		err = w.PutBackup(ctx, b)
-	}
-	_ = w.Close()
-	if errors.Is(err, ErrPruned) || (base != nil && (errors.Is(err, ErrNotFound) || errors.Is(err, backend.ErrNotExist))) {
-		h.m.count.pruned++ // its base or its own chunks were removed: it failed, as it should
-		return nil
-	}
-	if err == nil {
-		h.m.count.backups++
-	}
-	return err
-}
-
-func (h *pruneHost) forget() error {
-	all, err := h.r.Backups(h.m.ctx, "v")
-	if err != nil || len(all) == 0 || (len(all) < 4 && h.rnd.IntN(2) == 0) {
-		return err
-	}
-	err = h.r.DeleteBackup(h.m.ctx, "v", all[h.rnd.IntN(len(all))])
-	if errors.Is(err, ErrNotFound) {
-		return nil
-	}
-	return err
-}
-
-func (h *pruneHost) prune() error {
-	h.m.count.prunes++
-	_, err := h.r.Prune(h.m.ctx, PruneOptions{Grace: modelGrace, MaxUnused: []float64{0, 0.3}[h.rnd.IntN(2)], BreakLock: h.rnd.IntN(3) == 0})
-	if errors.Is(err, ErrLocked) || errors.Is(err, backend.ErrExist) || errors.Is(err, backend.ErrNotExist) {
-		return nil // of two prunes, one may run into what the other removed
-	}
-	return err
-}
-
-func (h *pruneHost) compact() error {
-	err := h.r.CompactIndex(h.m.ctx)
-	return err
-}
-
-func (h *pruneHost) reindex() error {
-	r, rep, err := Reindex(h.m.ctx, &gate{h.m.be, h}, Options{Parallel: 1, Credentials: h.m.keys}, nil)
-	if errors.Is(err, errTrashChanged) {
-		return nil
-	}
-	if err == nil && len(rep.Damage) > 0 {
-		err = fmt.Errorf("%+v", rep.Damage)
-	}
-	if err == nil {
-		err = r.Close()
-	}
-	return err
-}
-
-// read reads a backup through an index that may be old.
-func (h *pruneHost) read() error {
-	all, err := h.r.ListBackups(h.m.ctx, "v")
-	if err != nil || len(all) == 0 {
-		return err
-	}
-	b := all[h.rnd.IntN(len(all))]
-	got := make([]byte, b.Blob.Size)
-	if _, err := h.r.OpenBlob(b.Blob).ReadAt(h.m.ctx, got, 0); err != nil {
-		if _, err := h.m.be.Stat(h.m.ctx, h.r.backupObject("v", b.ID)); err != nil {
-			return nil // deleted meanwhile
-		}
-		return err
-	}
-	if !bytes.Equal(got, h.m.images[b.ID]) {
-		return fmt.Errorf("backup %s read through an old index is not what was stored", b.ID)
-	}
-	return nil
-}
-
-// verify reads every listed backup as a stranger would.
-func (m *pruneModel) verify() error {
+// verify reads every listed backup of a store as a stranger would. Where something is damaged some may be unreadable, but none may be wrong.
+func (m *pruneModel) verify(store int) error {
 	m.count.verified++
-	r, err := Open(context.Background(), m.be, Options{Parallel: 1, Credentials: m.keys})
+	s := m.stores[store]
+	damaged := func(err error) bool { return errors.Is(err, ErrCorrupt) || errors.Is(err, ErrNotFound) }
+	r, err := Open(context.Background(), s.be, s.opened)
 	if err != nil {
+		if s.harmed && damaged(err) {
+			return nil
+		}
 		return err
 	}
 	defer r.Close()
@@ -436,13 +438,16 @@ func (m *pruneModel) verify() error {
 	for _, b := range all {
 		got := make([]byte, b.Blob.Size)
 		if _, err := r.OpenBlob(b.Blob).ReadAt(context.Background(), got, 0); err != nil {
+			if (s.harmed || s.harms > 0 && s.trying[b.ID]) && damaged(err) { // who puts that record looks once more
+				continue
+			}
 			return fmt.Errorf("backup %s: %w", b.ID, err)
 		}
-		if !bytes.Equal(got, m.images[b.ID]) {
+		if !bytes.Equal(got, s.images[b.ID]) {
 			return fmt.Errorf("backup %s is not what was stored", b.ID)
 		}
 	}
-	if m.count.verified%10 == 0 {
+	if m.count.verified%10 == 0 && !s.harmed && len(s.trying) == 0 {
 		rep, err := r.Check(context.Background(), CheckOptions{Level: CheckData})
 		if err != nil || len(rep.Damage) > 0 {
 			return fmt.Errorf("check: %+v, %w", rep, err)
@@ -451,26 +456,40 @@ func (m *pruneModel) verify() error {
 	return nil
 }
 
-// TestPruneModel: SHALE_MODEL_SEED and SHALE_MODEL_STEPS repeat a run or make it longer.
-func TestPruneModel(t *testing.T) {
-	seed, steps, runs := uint64(time.Now().UnixNano()), 1500, 2
+// modelRuns are the seeds and steps of a run: SHALE_MODEL_SEED and SHALE_MODEL_STEPS repeat one or make it longer, SHALE_MODEL_RUNS makes more.
+func modelRuns(t *testing.T, steps, runs int) (uint64, int, int) {
+	seed := uint64(time.Now().UnixNano())
+	for name, n := range map[string]*int{"SHALE_MODEL_STEPS": &steps, "SHALE_MODEL_RUNS": &runs} {
+		if s := os.Getenv(name); s != "" {
+			var err error
+			if *n, err = strconv.Atoi(s); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
 	if s := os.Getenv("SHALE_MODEL_SEED"); s != "" {
 		var err error
 		if seed, err = strconv.ParseUint(s, 10, 64); err != nil {
 			t.Fatal(err)
 		}
-		runs = 1
-	}
-	if s := os.Getenv("SHALE_MODEL_STEPS"); s != "" {
-		var err error
-		if steps, err = strconv.Atoi(s); err != nil {
-			t.Fatal(err)
+		if os.Getenv("SHALE_MODEL_RUNS") == "" {
+			runs = 1
 		}
 	}
+	return seed, steps, runs
+}
+
+// TestPruneModel runs the model: every second seed over sealed repositories, every second pair with damage, every fourth with listings that lag.
+func TestPruneModel(t *testing.T) {
+	seed, steps, runs := modelRuns(t, 2500, 4)
 	for run := range uint64(runs) {
-		t.Logf("SHALE_MODEL_SEED=%d SHALE_MODEL_STEPS=%d", seed+run, steps)
-		m, err := runPruneModel(t, seed+run, steps, pruneRules{})
-		t.Logf("%+v, %d listed at the end", m.count, len(slices.Collect(maps.Keys(m.images))))
+		seed := seed + run
+		kind := modelKind{sealed: seed%2 == 1, harm: seed/2%2 == 1}
+		if seed/4%4 == 3 {
+			kind.lag = 5 * time.Minute
+		}
+		m, err := runPruneModel(t, seed, steps, kind, pruneRules{})
+		t.Logf("SHALE_MODEL_SEED=%d SHALE_MODEL_STEPS=%d: %+v: %+v", seed, steps, kind, m.count)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -103,7 +103,7 @@ func (w *Writer) checkRecorded(ctx context.Context, b *Backup) error {
 		if err = w.r.index.refresh(ctx); err == nil {
 			err = w.save(ctx, b.Blob, nil)
 		}
-		if errors.Is(err, ErrPruned) {
+		if errors.Is(err, ErrPruned) || errors.Is(err, ErrCorrupt) { // by a prune, or a repair found it lost
 			return errors.Join(err, w.r.be.Delete(ctx, w.r.backupObject(b.Volume, b.ID)))
 		}
 		if err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/shalebackup/shale/chunkstore/backend"
 )
@@ -60,6 +61,9 @@ func (r *Repository) reindex(ctx context.Context, progress func(done, total int)
 			progress(i+1, len(packs))
 		}
 	}
+	if err := r.reindexYoung(ctx, old, packs, rep); err != nil {
+		return nil, err
+	}
 	if err := r.reindexKept(ctx, old, rep); err != nil {
 		return nil, err
 	}
@@ -80,6 +84,12 @@ func (r *Repository) reindex(ctx context.Context, progress func(done, total int)
 			return nil, fmt.Errorf("remove old index segment: %w", err)
 		}
 		rep.Removed++
+	}
+	// Nor may a repair have found damaged what it names: the old segments may have known of another place.
+	if now, err := r.index.refreshTrash(ctx); err != nil {
+		return nil, err
+	} else if !now.within(trash.names()) && now.anyDamaged() {
+		return r.reindex(ctx, progress)
 	}
 	return rep, r.index.refresh(ctx)
 }
@@ -105,6 +115,52 @@ func (r *Repository) reindexPack(ctx context.Context, object string, rep *Reinde
 	rep.Chunks += int64(len(t.entries))
 	if r.index.addPending(packRef{id: id, salt: t.header.salt, kind: kind, size: size}, t.entries) >= maxPending {
 		return r.reindexFlush(ctx, rep)
+	}
+	return nil
+}
+
+// listingLag is how long after it was put every listing tells of an object, on whatever store.
+const listingLag = time.Hour
+
+// reindexYoung adds packs that were not listed, and that young segments name: over NFS a listing may be older than the file that another host
+// has just written.
+func (r *Repository) reindexYoung(ctx context.Context, old, packs []string, rep *ReindexReport) error {
+	now, err := r.storeTime(ctx)
+	if err != nil {
+		return err
+	}
+	listed := map[string]bool{}
+	for _, object := range packs {
+		listed[object] = true
+	}
+	for _, name := range old {
+		o, err := r.be.Stat(ctx, name)
+		if errors.Is(err, backend.ErrNotExist) || (err == nil && now.Sub(o.ModTime) > listingLag) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("look at old index segment: %w", err)
+		}
+		data, err := r.readObject(ctx, name, kindIndex)
+		if errors.Is(err, ErrCorrupt) || errors.Is(err, backend.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("read old index segment: %w", err)
+		}
+		s, err := openSegment(name, data)
+		if err != nil || verifySegment(s) != nil {
+			continue
+		}
+		for i := range s.packs {
+			p := s.pack(i)
+			if object := p.id.object(p.kind); !listed[object] {
+				listed[object] = true
+				if err := r.reindexPack(ctx, object, rep); err != nil {
+					return err
+				}
+			}
+		}
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package chunkstore
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"testing"
@@ -67,6 +68,44 @@ func TestRepairBesideABackup(t *testing.T) {
 			} else if err != nil {
 				t.Fatalf("%s: %v", when, err)
 			}
+			s.must(s.verify())
+		})
+	}
+}
+
+// TestRepairBetweenTrashAndRecord: a repair that comes between a writer's last look at the trash and its record is seen by the look after that.
+func TestRepairBetweenTrashAndRecord(t *testing.T) {
+	for _, c := range []struct{ rot, whole bool }{{true, true}, {true, false}, {false, true}, {false, false}} {
+		rot := c.rot
+		repairScene(t, func(t *testing.T, s *pruneScene) {
+			s.backUp(s.host(s.be), sceneImage(1))
+			object := s.packsOf("data")[0]
+			if rot {
+				s.rot(object)
+			} else {
+				s.must(s.be.Delete(t.Context(), object))
+			}
+			s.deleteAll(s.host(s.be))
+			hook := &hooked{Backend: s.be, before: once(prefixBackups, func() {
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				be := &hooked{Backend: s.be, after: once(prefixTrash, func() {
+					if !c.whole { // it dies when it has condemned, before it takes anything out of the index
+						cancel()
+					}
+				})}
+				if _, err := Repair(ctx, be, Options{}, RepairOptions{Level: CheckStored}); (err == nil) != c.whole {
+					t.Fatal(err)
+				}
+			})}
+			_, put := s.store(s.host(hook), sceneImage(1), nil) // nothing is new
+			if err := put(); !errors.Is(err, ErrPruned) && !errors.Is(err, ErrCorrupt) {
+				t.Fatal(err)
+			}
+			if left, err := s.host(s.be).Backups(t.Context(), "v"); err != nil || len(left) > 0 {
+				t.Fatalf("the record stays: %v, %v", left, err)
+			}
+			s.backUp(s.host(s.be), sceneImage(1))
 			s.must(s.verify())
 		})
 	}

@@ -49,6 +49,8 @@ type Repository struct {
 	objects  func() (encoder, error) // compresses what buildObject builds; made on first use
 	bootTime func() time.Duration    // bootTime; tests have another
 	failures readFailures            // of packs, lately
+	idMu     sync.Mutex              // guards lastID
+	lastID   string                  // of the backups that this process has recorded
 	off      pruneRules              // rules that tests switch off; all are on
 }
 

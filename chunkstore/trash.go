@@ -154,6 +154,16 @@ func (s *trashSet) rank(id packID) int {
 // damaged reports whether a repair has condemned the pack: there is nothing in it that a repair could take out.
 func (s *trashSet) damaged(id packID) bool { return s.packs[id] }
 
+// anyDamaged reports whether a repair has condemned some pack.
+func (s *trashSet) anyDamaged() bool {
+	for _, damaged := range s.packs {
+		if damaged {
+			return true
+		}
+	}
+	return false
+}
+
 func (s *trashSet) names() []string { return slices.Sorted(maps.Keys(s.lists)) }
 
 // within reports whether every list of s is among names.

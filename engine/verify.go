@@ -67,39 +67,8 @@ type verify struct {
 	rep VerifyReport
 }
 
-// walk hands out all chunks in batches. Where the tree is damaged it goes on with the next span.
+// walk hands out all chunks in batches.
 func (v *verify) walk(ctx context.Context, work chan<- []chunkstore.Chunk) error {
-	spanBytes := int64(v.repo.SpanBytes())
-	for at := int64(0); at < v.blob.Size(); {
-		err := v.walkFrom(ctx, at, work, &at)
-		if err == nil {
-			return nil
-		}
-		if !damaged(err) {
-			return err
-		}
-		// Which span it is that cannot be read shows by trying: whole subtrees may be gone.
-		span := at / spanBytes
-		next := min((span+1)*spanBytes, v.blob.Size())
-		chunks, err := v.blob.SpanChunks(ctx, nil, span)
-		switch {
-		case err == nil: // most often all of them are handed out; not when the damage was one of reading, and is gone
-			chunks = slices.DeleteFunc(chunks, func(c chunkstore.Chunk) bool { return c.Off < at })
-			if err := send(ctx, work, chunks); err != nil {
-				return err
-			}
-		case damaged(err):
-			v.damage(chunkstore.Range{Off: at, Len: next - at}, err)
-		default:
-			return err
-		}
-		at = next
-	}
-	return nil
-}
-
-// walkFrom hands out the chunks from off on, and keeps in at how far it came.
-func (v *verify) walkFrom(ctx context.Context, off int64, work chan<- []chunkstore.Chunk, at *int64) error {
 	var batch []chunkstore.Chunk
 	fetch := 0
 	flush := func() error {
@@ -107,17 +76,23 @@ func (v *verify) walkFrom(ctx context.Context, off int64, work chan<- []chunksto
 		batch, fetch = nil, 0
 		return send(ctx, work, full)
 	}
-	for c, err := range v.blob.Chunks(ctx, off, v.blob.Size()) {
-		if err != nil {
-			return errors.Join(err, flush())
-		}
-		batch = append(batch, c)
-		*at = c.End()
-		if fetch += c.Len; fetch >= restoreBatch {
-			if err := flush(); err != nil {
-				return err
+	take := func(chunks []chunkstore.Chunk) error {
+		for _, c := range chunks {
+			batch = append(batch, c)
+			if fetch += c.Len; fetch >= restoreBatch {
+				if err := flush(); err != nil {
+					return err
+				}
 			}
 		}
+		return nil
+	}
+	lost := func(r chunkstore.Range, err error) error {
+		v.damage(r, err)
+		return nil
+	}
+	if err := v.blob.Survey(ctx, take, lost); err != nil {
+		return err
 	}
 	return flush()
 }
