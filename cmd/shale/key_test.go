@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -159,6 +160,37 @@ func TestPasswordPrompt(t *testing.T) {
 	says(t, seen, "Password of vfs://"+repo, "Wrong password.")
 	if strings.Contains(seen, "words") {
 		t.Errorf("what was typed is shown: %q", seen)
+	}
+}
+
+// TestInterruptedPrompt: an interrupt ends a command that waits for a password, and the terminal shows again what is typed.
+func TestInterruptedPrompt(t *testing.T) {
+	s := newSession(t)
+	tty, master := openTerminal(t)
+	defer master.Close()
+	defer tty.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go func() {
+		buf := make([]byte, 1024)
+		for all := ""; !strings.HasSuffix(all, ": "); {
+			n, err := master.Read(buf)
+			if err != nil {
+				break
+			}
+			all += string(buf[:n])
+		}
+		cancel()
+	}()
+	a := &app{stdin: tty, stdout: &bytes.Buffer{}, stderr: tty, progressEvery: time.Hour}
+	if got := a.run(ctx, []string{"--cache-dir", s.path("cache"), "repo", "init", s.path("repo"), "--encrypt"}); got != 130 {
+		t.Errorf("exit code %d, want 130", got)
+	}
+	if mode, err := unix.IoctlGetTermios(int(master.Fd()), unix.TCGETS); err != nil || mode.Lflag&unix.ECHO == 0 {
+		t.Errorf("the terminal stays silent: %+v, %v", mode, err)
+	}
+	if _, err := master.WriteString("\n"); err != nil { // lets the reader end that was left behind
+		t.Error(err)
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
 	"github.com/shalebackup/shale/chunkstore"
@@ -254,37 +255,61 @@ func (a *app) terminal() *os.File {
 }
 
 // prompt asks for a line that is not shown.
-func (a *app) prompt(text string) (string, error) {
+func (a *app) prompt(text string) (p string, err error) {
 	f := a.terminal()
 	if f == nil {
 		return "", errors.New("there is no terminal to ask for a password at")
 	}
 	fd := int(f.Fd())
-	before, err := term.GetState(fd)
+	before, err := unix.IoctlGetTermios(fd, unix.TCGETS)
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("mode of the terminal: %w", err)
 	}
+	silent := *before
+	silent.Lflag = silent.Lflag&^unix.ECHO | unix.ICANON | unix.ISIG
+	silent.Iflag |= unix.ICRNL
+	if err := unix.IoctlSetTermios(fd, unix.TCSETS, &silent); err != nil {
+		return "", fmt.Errorf("mode of the terminal: %w", err)
+	}
+	defer func() {
+		fmt.Fprintln(a.stderr)
+		err = errors.Join(err, unix.IoctlSetTermios(fd, unix.TCSETS, before))
+	}()
 	fmt.Fprint(a.stderr, text)
 	type answer struct {
-		p   []byte
+		p   string
 		err error
 	}
 	answers := make(chan answer, 1) // when interrupted, its reader is left behind: the process is about to end
 	go func() {
-		p, err := term.ReadPassword(fd)
+		p, err := readLine(f)
 		answers <- answer{p, err}
 	}()
 	select {
 	case got := <-answers:
-		fmt.Fprintln(a.stderr)
-		if errors.Is(got.err, io.EOF) {
-			return "", errors.New("no password was typed")
-		}
-		return string(got.p), got.err
+		return got.p, got.err
 	case <-a.secrets.stop:
-		fmt.Fprintln(a.stderr)
-		return "", errors.Join(context.Canceled, term.Restore(fd, before))
+		return "", context.Canceled
 	}
+}
+
+// readLine reads to the end of a line and not beyond.
+func readLine(r io.Reader) (string, error) {
+	var line []byte
+	for c := make([]byte, 1); len(line) < maxSecretFile; {
+		n, err := r.Read(c)
+		switch {
+		case n > 0 && c[0] == '\n':
+			return string(line), nil
+		case n > 0:
+			line = append(line, c[0])
+		case errors.Is(err, io.EOF):
+			return "", errors.New("no password was typed")
+		case err != nil:
+			return "", err
+		}
+	}
+	return "", errors.New("the line is too long for a password")
 }
 
 func (a *app) readPassword(flag, file string) (string, error) {
