@@ -481,7 +481,7 @@ func modelRuns(t *testing.T, steps, runs int) (uint64, int, int) {
 
 // TestPruneModel runs the model: every second seed over sealed repositories, every second pair with damage, every fourth with listings that lag.
 func TestPruneModel(t *testing.T) {
-	seed, steps, runs := modelRuns(t, 2500, 4)
+	seed, steps, runs := modelRuns(t, 600, 4)
 	for run := range uint64(runs) {
 		seed := seed + run
 		kind := modelKind{sealed: seed%2 == 1, harm: seed/2%2 == 1}
