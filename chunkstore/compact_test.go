@@ -221,3 +221,36 @@ func TestTwoHostsMergeAtOnce(t *testing.T) {
 	}
 	mustReadChunks(t, be, chunks)
 }
+
+func TestSharedEntries(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(11, 12))
+	for range 100 {
+		segs := make([]*segment, rnd.IntN(8))
+		in := map[key]int{}
+		for i := range segs {
+			segs[i] = randomSegment(t, rnd)
+			for j := range segs[i].count {
+				in[segs[i].entryAt(j).key]++
+			}
+		}
+		shared, err := sharedEntries(t.Context(), segs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, s := range segs {
+			for j := range s.count {
+				if k := s.entryAt(j).key; (shared[i][j/64]&(1<<(j%64)) != 0) != (in[k] > 1) {
+					t.Fatalf("key %x is in %d segments, marked: %x", k, in[k], shared[i][j/64])
+				}
+			}
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for s := (*segment)(nil); s == nil || s.count == 0; {
+		s = randomSegment(t, rnd)
+		if _, err := sharedEntries(ctx, []*segment{s}); s.count > 0 && !errors.Is(err, context.Canceled) {
+			t.Errorf("got %v, want %v", err, context.Canceled)
+		}
+	}
+}

@@ -98,6 +98,7 @@ type prune struct {
 	packs   map[packID]*prunedPack
 	uses    [][]*prunedPack      // by segment and its pack number; nil: there is no such pack
 	seen    [][]atomic.Uint64    // a bit for each entry of each segment: some backup needs it, and it is the place to keep
+	shared  [][]uint64           // a bit for each entry of each segment: another segment has its key too
 	roots   map[key]struct{}     // of all backups
 	mu      sync.Mutex           // guards keep and the report's damage while packs are copied
 	keep    map[packID]struct{}  // packs that could not be copied

@@ -2,6 +2,8 @@ package chunkstore
 
 import (
 	"bytes"
+	"cmp"
+	"container/heap"
 	"context"
 	"errors"
 	"fmt"
@@ -25,6 +27,10 @@ func (p *prune) look(ctx context.Context) error {
 		return err
 	}
 	if p.segs, _, err = p.r.index.whole(ctx); err != nil {
+		return err
+	}
+	slices.SortFunc(p.segs, func(a, b *segment) int { return cmp.Compare(b.count, a.count) }) // most is found in the first
+	if p.shared, err = sharedEntries(ctx, p.segs); err != nil {
 		return err
 	}
 	if p.trash = p.r.index.trashSet(); p.trash.err != nil {
@@ -62,6 +68,35 @@ func (p *prune) look(ctx context.Context) error {
 	return nil
 }
 
+// sharedEntries returns a bit for each entry of each segment: another segment has its key too. One pass over all of the index spares
+// each look-up all segments but the one that has the record.
+func sharedEntries(ctx context.Context, segs []*segment) ([][]uint64, error) {
+	shared, number := make([][]uint64, len(segs)), map[*segment]int{}
+	for i, s := range segs {
+		shared[i], number[s] = make([]uint64, (s.count+63)/64), i
+	}
+	set := func(c mergeCursor) { shared[number[c.seg]][c.at/64] |= 1 << (c.at % 64) }
+	m := newSegmentMerge(segs)
+	var last mergeCursor
+	for n := 0; len(m.cursors) > 0; n++ {
+		if n%4096 == 0 && ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		c := &m.cursors[0]
+		if n > 0 && bytes.Equal(last.seg.keyAt(last.at), c.seg.keyAt(c.at)) {
+			set(last)
+			set(*c)
+		}
+		last = *c
+		if c.at++; c.at == c.seg.count {
+			heap.Pop(m)
+		} else {
+			heap.Fix(m, 0)
+		}
+	}
+	return shared, nil
+}
+
 // choose returns the place of a record to keep: segment, entry, pack. Of several, one that is not condemned; of those the one in the
 // newest pack, so that a prune that was interrupted while it copied finds its copies, and the packs that it copied from unused.
 func (p *prune) choose(k *key) (seg, entry int, pack *prunedPack) {
@@ -70,12 +105,13 @@ func (p *prune) choose(k *key) (seg, entry int, pack *prunedPack) {
 		if !ok {
 			continue
 		}
-		n := int(s.entryAt(j).pack)
-		if n >= len(p.uses[i]) || p.uses[i][n] == nil {
-			continue
+		if n := int(s.entryAt(j).pack); n < len(p.uses[i]) && p.uses[i][n] != nil {
+			if here := p.uses[i][n]; pack == nil || here.better(pack) {
+				seg, entry, pack = i, j, here
+			}
 		}
-		if here := p.uses[i][n]; pack == nil || here.better(pack) {
-			seg, entry, pack = i, j, here
+		if p.shared[i][j/64]&(1<<(j%64)) == 0 {
+			break
 		}
 	}
 	return seg, entry, pack

@@ -14,6 +14,8 @@ import (
 
 // sweep deletes the packs that are due: first the index forgets them, then they go. Trash lists whose time is over go too.
 func (p *prune) sweep(ctx context.Context) error {
+	releaseAll(p.segs) // what replaces them is mapped too, and looked at
+	p.segs, p.uses, p.seen, p.shared = nil, nil, nil, nil
 	due := map[packID]struct{}{}
 	for id, pack := range p.packs {
 		if _, kept := p.keep[id]; pack.due && !kept {

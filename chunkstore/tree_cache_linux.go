@@ -26,11 +26,11 @@ type treeCache struct {
 }
 
 const (
-	treeCacheBytes = 512 << 20
+	treeCacheBytes = 1 << 30
 	// treeSweep is how much is added between two looks at how much there is.
 	treeSweep = 32 << 20
 	// treeTouch is how old a file's time may get while it is in use.
-	treeTouch = 12 * time.Hour
+	treeTouch = time.Minute
 )
 
 // newTreeCache opens the cache of a repository; nil when there is no folder for it.
