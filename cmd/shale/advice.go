@@ -104,6 +104,9 @@ func damageAdvice(cmd *cobra.Command, err error, shale func(command string) stri
 		return "What is not listed can be restored. " + shale("repo repair") + " mends what can be had elsewhere: from second copies,\n" +
 			"and with --from SOURCE from the volume itself, an image, or a copy of the repository."
 	case errors.Is(err, errDamage) && cmd.Name() == "repair":
+		if dry, _ := cmd.Flags().GetBool("dry-run"); dry {
+			return "Nothing was changed. Without --dry-run what can be mended is mended."
+		}
 		return "Give it again with --from SOURCE, or back up with --full what still has the content: old backups are whole then, too."
 	}
 	return ""
