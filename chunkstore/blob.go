@@ -121,15 +121,29 @@ func (b *Blob) Chunks(ctx context.Context, off, end int64) iter.Seq2[Chunk, erro
 		if off >= end {
 			return
 		}
-		leaves := b.newLeafReader(ctx, off/spanBytes, (end+spanBytes-1)/spanBytes)
-		defer leaves.close()
-		for {
-			err := ctx.Err()
-			var span int64
+		var ahead *leafReader // from the second leaf on, where requests take long
+		defer func() {
+			if ahead != nil {
+				ahead.close()
+			}
+		}()
+		last := (end - 1) / spanBytes
+		for from := off / spanBytes; ; {
 			var rel []Chunk
-			ok := false
-			if err == nil {
-				span, rel, ok, err = leaves.read(ctx)
+			span, ok, err := int64(0), false, ctx.Err()
+			switch {
+			case err != nil:
+			case ahead != nil:
+				span, rel, ok, err = ahead.read(ctx)
+			default:
+				var leaf ID
+				span, leaf, ok, err = b.nextSpan(ctx, from)
+				if ok = ok && span <= last; ok && err == nil {
+					rel, err = b.r.loadLeaf(ctx, leaf, b.spanLen(span))
+				}
+				if from = span + 1; ok && b.r.far && span < last {
+					ahead = b.newLeafReader(ctx, from, last+1)
+				}
 			}
 			if err != nil {
 				yield(Chunk{}, err)

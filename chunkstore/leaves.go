@@ -13,7 +13,6 @@ const leavesAhead = 8
 type leafReader struct {
 	b         *Blob
 	next, end int64 // spans: to look for next, and behind the last
-	begun     bool  // a leaf was given out: it is not only one that is wanted
 
 	cancel  context.CancelFunc
 	loading context.Context // of loads ahead
@@ -44,15 +43,6 @@ func (l *leafReader) close() {
 
 // read returns the next span that has chunks, and them, relative to it; ok is false when there is none.
 func (l *leafReader) read(ctx context.Context) (span int64, chunks []Chunk, ok bool, err error) {
-	if !l.b.r.far || !l.begun {
-		l.begun = true
-		span, id, ok, err := l.find(ctx)
-		if err != nil || !ok {
-			return 0, nil, false, err
-		}
-		chunks, err := l.b.r.loadLeaf(ctx, id, l.b.spanLen(span))
-		return span, chunks, err == nil, err
-	}
 	for len(l.ahead) < leavesAhead && l.failed == nil {
 		span, id, ok, err := l.find(ctx)
 		if err != nil {

@@ -8,14 +8,17 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"io"
 	"log"
 	"math/big"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -276,5 +279,38 @@ func TestOpenRefuses(t *testing.T) {
 		if _, err := s3.Open(o); err == nil || !strings.Contains(err.Error(), what) || strings.Contains(err.Error(), "secret") {
 			t.Errorf("%s: got %v", what, err)
 		}
+	}
+}
+
+// Credentials of a role are fetched, and fetched again when the server says that they have expired.
+func TestRole(t *testing.T) {
+	for _, name := range []string{
+		"AWS_ACCESS_KEY_ID", "AWS_ACCESS_KEY", "AWS_SECRET_ACCESS_KEY", "AWS_SECRET_KEY", "AWS_PROFILE", "AWS_WEB_IDENTITY_TOKEN_FILE",
+		"AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+	} {
+		t.Setenv(name, "")
+	}
+	t.Setenv("AWS_SHARED_CREDENTIALS_FILE", "/none")
+	t.Setenv("AWS_CONFIG_FILE", "/none")
+	t.Setenv("AWS_REGION", s3test.Region)
+	var fetched atomic.Int64
+	role := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprintf(w, `{"AccessKeyId":"ROLE%d","SecretAccessKey":"secret","Token":"token","Expiration":%q}`,
+			fetched.Add(1), time.Now().Add(time.Hour).UTC().Format(time.RFC3339))
+	}))
+	t.Cleanup(role.Close)
+	t.Setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", role.URL)
+	g := newGate(t, nil)
+	g.next(rule{method: http.MethodPut, answer: answers(400, "ExpiredToken")})
+	var keys, token string
+	g.next(rule{method: http.MethodPut, answer: func(w http.ResponseWriter, r *http.Request) {
+		keys, token = r.Header.Get("Authorization"), r.Header.Get("X-Amz-Security-Token")
+	}})
+	be := g.open(t, "bucket", func(o *s3.Options) { o.Getenv = nil })
+	if err := be.Put(t.Context(), "a", []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if fetched.Load() != 2 || !strings.Contains(keys, "Credential=ROLE2/") || token != "token" {
+		t.Errorf("fetched %d times; the last request had %q and token %q", fetched.Load(), keys, token)
 	}
 }
