@@ -450,3 +450,32 @@ func TestReplacedSegmentsAreUnmapped(t *testing.T) {
 		t.Errorf("mapped: %v\nsegments: %v", mapped, segs)
 	}
 }
+
+// TestFramesOfSealedSegments: a sealed repository's index is fetched and cached in the same way.
+func TestFramesOfSealedSegments(t *testing.T) {
+	be := backendtest.NewCounting(mem.New())
+	initSealed(t, be)
+	all := openSealed(t, be)
+	rnd := rand.New(rand.NewPCG(21, 22))
+	keys := append(putRun(t, all, rnd, 18_000, 10_000), putRun(t, all, rnd, 7_000, 10_000)...)
+	cache := t.TempDir()
+	for _, want := range []int64{1, 0} { // by a host's first process, and by its second
+		r, err := Open(t.Context(), be, Options{CacheDir: cache, Credentials: testCredentials(t, 0)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		be.Reset()
+		rnd := rand.New(rand.NewPCG(23, 24))
+		mustKnow(t, r, all, append(sample(rnd, keys, 5), absent(rnd, 2)...))
+		if n := be.Calls(backendtest.ReadAt); min(n, 1) != want || n > 3*2+7*3 {
+			t.Errorf("%d reads", n)
+		}
+		if want == 0 {
+			segmentsOf(t, r)
+			mustKnow(t, r, all, sample(rnd, keys, 1000))
+		}
+		if err := r.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
