@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -298,12 +299,9 @@ func TestRestoreTwiceAtOnce(t *testing.T) {
 	b := backup(t, r, plainVolume(image), engine.BackupOptions{Volume: "vol"}).Backup
 	target := filepath.Join(t.TempDir(), "target")
 	var second error
-	tried := false
+	var once sync.Once
 	p := &progress{on: func(int64) {
-		if !tried {
-			tried = true
-			_, second = engine.Restore(t.Context(), r, b, target, engine.RestoreOptions{})
-		}
+		once.Do(func() { _, second = engine.Restore(t.Context(), r, b, target, engine.RestoreOptions{}) })
 	}}
 	restored(t, r, b, image, target, engine.RestoreOptions{Progress: p, Workers: 1})
 	if second == nil || !strings.Contains(second.Error(), "another restore") {
