@@ -4,6 +4,9 @@
 //
 //	go run ./bench/scale                          # 8 million chunks, 1,000 backups
 //	go run ./bench/scale -chunks 500000 -backups 100
+//	go run ./bench/scale -peers /opt/peers peers  # only the prunes of shale, restic and kopia, at 200,000 chunks
+//
+// With -peers or $BENCH_PEERS that comparison follows the phases.
 //
 // The repository is simulated in one thing only: a chunk stands for -stride bytes of the volume and has 4 KiB, nearly all zeros, and the
 // store keeps packs of chunks compressed. Trees, index, packs' tables and records are what shale makes of such a volume. Requests
@@ -20,7 +23,6 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"strconv"
 )
 
 type options struct {
@@ -30,6 +32,8 @@ type options struct {
 	fresh, beyond            int64 // limits: KiB
 	dir                      string
 	keep                     bool
+	peers                    string // a folder of programs
+	peerChunks               int
 }
 
 // phases run in this order, each in a process of its own: the command's arguments are its name, the folder and the options as JSON.
@@ -43,18 +47,24 @@ var phases = []struct {
 	{"prune", prune},
 }
 
+// phasePeers is the comparison with peers, which has its own repositories; run alone when the command's argument is its name.
+const phasePeers = "peers"
+
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	o, args, err := parse(os.Args[1:])
 	switch {
 	case err != nil:
-	case len(args) == 1:
-		err = phase(ctx, o, args[0])
-	case len(args) > 1:
-		err = errors.New("expects no arguments")
+	case len(args) == 0:
+		err = runPhases(ctx, o)
+		if err == nil && o.peers != "" {
+			err = comparePrunes(ctx, o)
+		}
+	case len(args) == 1 && args[0] == phasePeers:
+		err = comparePrunes(ctx, o)
 	default:
-		err = run(ctx, o)
+		err = phase(ctx, o, args[0], args[1:])
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "scale:", err)
@@ -74,34 +84,48 @@ func parse(args []string) (o options, rest []string, err error) {
 	f.Int64Var(&o.fresh, "limit-fresh", 16<<10, "KiB that a host without a cache reads before the first byte of a file")
 	f.StringVar(&o.dir, "dir", os.Getenv("BENCH_DIR"), "where the files are written, default a temporary folder")
 	f.BoolVar(&o.keep, "keep", false, "leave the repository there")
+	f.StringVar(&o.peers, "peers", os.Getenv("BENCH_PEERS"), "a folder with programs called restic (newer than the one in PATH) and kopia, to be measured beside shale")
+	f.IntVar(&o.peerChunks, "peer-chunks", 200_000, "in the repositories that shale and the peers prune")
 	if err := f.Parse(args); err != nil {
 		return o, nil, err
 	}
-	if o.chunks < 1 || o.backups < 2 || o.changes < 1 || o.changes > o.chunks || o.stride < 4096 || (4<<20)%o.stride != 0 {
+	if o.chunks < 1 || o.backups < 2 || o.changes < 1 || o.changes > o.chunks || o.stride < 4096 || (4<<20)%o.stride != 0 || o.peerChunks < 4 {
 		return o, nil, errors.New("impossible numbers")
 	}
 	return o, f.Args(), nil
 }
 
-// run makes the repository and runs each phase as a process of its own.
-func run(ctx context.Context, o options) (err error) {
+// tempFolder makes a folder for all files of a run in the one that the options name.
+func tempFolder(o options) (options, error) {
 	dir, err := os.MkdirTemp(o.dir, "shale-scale-")
-	if err != nil {
+	if err == nil && o.keep {
+		fmt.Fprintln(os.Stderr, "in", dir)
+	}
+	o.dir = dir
+	return o, err
+}
+
+// remove removes that folder, unless it is to stay.
+func (o options) remove() error {
+	if o.keep {
+		return nil
+	}
+	return os.RemoveAll(o.dir)
+}
+
+// runPhases makes the repository and runs each phase as a process of its own.
+func runPhases(ctx context.Context, o options) (err error) {
+	if o, err = tempFolder(o); err != nil {
 		return err
 	}
-	if o.keep {
-		fmt.Fprintln(os.Stderr, "in", dir)
-	} else {
-		defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	}
+	defer func() { err = errors.Join(err, o.remove()) }()
 	self, err := os.Executable()
 	if err != nil {
 		return err
 	}
 	fmt.Printf("%d chunks of %d KiB, %d backups, each with %d chunks changed\n\n", o.chunks, o.stride>>10, o.backups, o.changes)
 	for _, p := range phases {
-		cmd := exec.CommandContext(ctx, self, "-chunks", strconv.Itoa(o.chunks), "-backups", strconv.Itoa(o.backups), "-changes", strconv.Itoa(o.changes),
-			"-stride", strconv.FormatInt(o.stride, 10), "-dir", dir, p.name)
+		cmd := exec.CommandContext(ctx, self, append(own(self, o)[1:], p.name)...)
 		cmd.Stderr = os.Stderr
 		out, err := cmd.Output()
 		if err != nil {
@@ -119,8 +143,14 @@ func run(ctx context.Context, o options) (err error) {
 	return nil
 }
 
-// phase runs one phase in this process and prints its report as JSON.
-func phase(ctx context.Context, o options, name string) error {
+// phase runs one phase in this process and prints its report as JSON, or a step of the peers' phase.
+func phase(ctx context.Context, o options, name string, args []string) error {
+	if step, ok := peerSteps[name]; ok {
+		return step(ctx, o, args)
+	}
+	if len(args) > 0 {
+		return fmt.Errorf("phase %s expects no arguments", name)
+	}
 	for _, p := range phases {
 		if p.name == name {
 			r, err := p.run(ctx, o)
