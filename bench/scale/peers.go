@@ -146,7 +146,7 @@ func kopiaPruner(dir, name, bin string) *pruner {
 		"--keep-monthly=0", "--keep-annual=0")}
 	p.forget = [][]string{kopia("snapshot", "expire", "--all", "--delete")}
 	full := kopia("maintenance", "run", "--full", "--safety=none", "--no-progress")
-	p.prune = [][]string{full, full} // the first marks contents as deleted and rewrites, the second deletes packs
+	p.prune = [][]string{full, full} // the first marks what is dead; only the second finds the packs that became short by that
 	p.chunks = countLines("", kopia("content", "list", "--non-prefixed")...)
 	return p
 }
