@@ -69,6 +69,7 @@ func (s *suite) targets() []target {
 		r.ratio("change: stored, to restic", 0.4, mStored, again, "shale", again, begins("restic")),
 		r.ratio("restore: CPU, to the best peer", 0.6, mCPU, string(actRestore), "shale", string(actRestore), anyPeer),
 		r.ratio("verify: CPU, to the best peer", 0.6, mCPU, string(actVerify), "shale", string(actVerify), anyPeer),
+		r.ratio("removal and prune: CPU, to borg", 1, mCPU, "prune", "shale", "prune", begins("borg")),
 		r.ratio("mount, sequential: to the best peer", 3, mSeq, "mount", "shale", "mount", anyPeer),
 		r.ratio("mount, random 4 KiB, one reader: to the best peer", 5, mIOPS1, "mount", "shale", "mount", anyPeer),
 	}
