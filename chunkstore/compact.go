@@ -53,8 +53,10 @@ func (x *index) mergeable() bool {
 
 // compact is CompactIndex for segments that were listed or written just now.
 func (x *index) compact(ctx context.Context) error {
-	x.changing.Lock()
-	defer x.changing.Unlock()
+	if err := x.changing.lock(ctx); err != nil {
+		return err
+	}
+	defer x.changing.unlock()
 	for {
 		more, err := x.compactOnce(ctx)
 		if errors.Is(err, errTrashChanged) || errors.Is(err, backend.ErrNotExist) { // another host merges them too

@@ -21,8 +21,8 @@ type index struct {
 	cache *segmentCache // nil: segments are kept on the heap
 
 	// changing is held, also during I/O, by whoever replaces segments: a refresh, a flush or a merge. It is taken before opening and mu.
-	changing sync.Mutex
-	opening  sync.Mutex // held, also during I/O, by who opens what is unread
+	changing ioLock
+	opening  ioLock // held, also during I/O, by who opens what is unread
 
 	mu        sync.RWMutex     // guards all below
 	segs      []*segment       // of those listed at the last refresh, and our own since, what is open
@@ -37,7 +37,7 @@ type index struct {
 }
 
 func newIndex(r *Repository) (*index, error) {
-	x := &index{r: r, pending: map[key]indexEntry{}, trash: newTrashSet(nil, nil), trashRead: r.bootTime()}
+	x := &index{r: r, changing: newIOLock(), opening: newIOLock(), pending: map[key]indexEntry{}, trash: newTrashSet(nil, nil), trashRead: r.bootTime()}
 	if r.opts.CacheDir != "" {
 		var err error
 		if x.cache, err = openSegmentCache(r.opts.CacheDir, r.cfg.ID, r.sealer); err != nil {
@@ -197,8 +197,10 @@ func (x *index) addPending(p packRef, entries []tableEntry) int {
 
 // flush writes what is pending as a segment. Lookups go on.
 func (x *index) flush(ctx context.Context) (stored int64, err error) {
-	x.changing.Lock()
-	defer x.changing.Unlock()
+	if err := x.changing.lock(ctx); err != nil {
+		return 0, err
+	}
+	defer x.changing.unlock()
 	x.mu.RLock()
 	packs := slices.Clone(x.packs)
 	entries := make([]indexEntry, 0, len(x.pending))
@@ -270,8 +272,10 @@ func (x *index) refreshes() uint64 {
 
 // refreshAfter is refresh, unless one has succeeded that began after number seen: many who miss something share one.
 func (x *index) refreshAfter(ctx context.Context, seen uint64) error {
-	x.changing.Lock()
-	defer x.changing.Unlock()
+	if err := x.changing.lock(ctx); err != nil {
+		return err
+	}
+	defer x.changing.unlock()
 	x.mu.Lock()
 	done := x.refreshed > seen
 	x.begun++

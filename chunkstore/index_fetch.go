@@ -149,8 +149,10 @@ func (x *index) fetchWanted(ctx context.Context, w wanted, part int) error {
 
 // openUnread opens all segments that were listed and not yet looked at.
 func (x *index) openUnread(ctx context.Context) error {
-	x.opening.Lock()
-	defer x.opening.Unlock()
+	if err := x.opening.lock(ctx); err != nil {
+		return err
+	}
+	defer x.opening.unlock()
 	x.mu.RLock()
 	objects := slices.Clone(x.unread)
 	x.mu.RUnlock()
@@ -333,8 +335,10 @@ func (x *index) fetchFrame(ctx context.Context, s *segment, frame, part int) err
 
 // complete fetches all frames of s that are missing.
 func (x *index) complete(ctx context.Context, s *segment) error {
-	s.filling.Lock()
-	defer s.filling.Unlock()
+	if err := s.filling.lock(ctx); err != nil {
+		return err
+	}
+	defer s.filling.unlock()
 	missing := s.missing()
 	for len(missing) > 0 {
 		n, stored := 1, s.table.entries[missing[0]].stored

@@ -343,9 +343,11 @@ func TestFramesGoneWithAMerge(t *testing.T) {
 	r := openFresh(t, be, t.TempDir())
 	mustKnow(t, r, all, sample(rnd, keys, 3))
 	in := segmentsOf(t, all)
-	all.index.changing.Lock()
+	if err := all.index.changing.lock(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	_, err := all.index.merge(t.Context(), all.index.snapshot(), nil)
-	all.index.changing.Unlock()
+	all.index.changing.unlock()
 	if err != nil || len(in) < 5 {
 		t.Fatalf("merge of %d: %v", len(in), err)
 	}

@@ -51,8 +51,10 @@ func (p *prune) forget(ctx context.Context, due map[packID]struct{}) (bool, erro
 		return false, err
 	}
 	defer releaseAll(segs)
-	x.changing.Lock()
-	defer x.changing.Unlock()
+	if err := x.changing.lock(ctx); err != nil {
+		return false, err
+	}
+	defer x.changing.unlock()
 	drop := map[packID]struct{}{}
 	var in []*segment
 	for _, s := range segs {

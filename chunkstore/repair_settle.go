@@ -29,8 +29,10 @@ func (p *repair) dropOnce(ctx context.Context) error {
 		return err
 	}
 	defer releaseAll(segs)
-	x.changing.Lock()
-	defer x.changing.Unlock()
+	if err := x.changing.lock(ctx); err != nil {
+		return err
+	}
+	defer x.changing.unlock()
 	var in []*segment
 	for _, s := range segs {
 		if p.harmed(s) {

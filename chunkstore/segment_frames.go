@@ -22,7 +22,7 @@ type frameState struct {
 	sums    []byte          // part of mapping, 8 bytes for each frame; nil: there is no file
 	table   *packTable      // of the object: where to fetch frames; nil: none can be missing
 
-	filling sync.Mutex // held, also during I/O, by who fetches all that is missing
+	filling ioLock // held, also during I/O, by who fetches all that is missing
 
 	mu      sync.Mutex // guards all below
 	busy    map[int]chan struct{}
@@ -34,6 +34,7 @@ type frameState struct {
 func (f *frameState) init(frames int) {
 	f.ok = make([]atomic.Uint64, (frames+63)/64)
 	f.refs.Store(1)
+	f.filling = newIOLock()
 }
 
 func (f *frameState) setPresent(i int) { f.ok[i/64].Or(1 << (i % 64)) }

@@ -32,6 +32,9 @@ func (r *repository) startCreate(image, rate string, args ...string) *running {
 	r.t.Cleanup(func() {
 		_ = c.Process.Kill() // it has ended already, unless the test failed
 		_ = c.Wait()
+		if r.t.Failed() {
+			r.t.Logf("what was said by %v: %s", c.Args, c.out.String())
+		}
 	})
 	return c
 }
