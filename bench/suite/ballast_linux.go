@@ -5,20 +5,26 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
 // A virtual machine that reports its free memory gives pages back to its host soon after they are freed, and pays for them anew
-// when they are used again: several seconds a GiB, charged to whichever tool comes by. Free blocks below 2 MiB are not reported.
-// So the suite takes all memory that is free, and frees it but for one page in every 256 KiB.
+// when they are used again: several seconds a GiB, charged to whichever tool comes by. Free blocks below a certain order are not
+// reported. So the suite takes all memory that is free, and frees it but for a page in each half of such a block.
 
 const (
 	ballastKept  = 4 << 10
-	ballastEvery = 256 << 10
 	ballastStep  = 256 << 20 // between two looks at the context
 	ballastSpare = 2 << 30   // left alone for others while the memory is taken
+)
+
+// reportingOrder is the order from which free blocks are reported; without the file it is that of 2 MiB.
+const (
+	reportingOrder     = "/sys/module/page_reporting/parameters/page_reporting_order"
+	defaultReportOrder = 9
 )
 
 // balloonDevice is virtio's number of a memory balloon, balloonReporting its feature of reporting free pages.
@@ -60,15 +66,25 @@ func (s *suite) holdMemory(ctx context.Context) (release func(), err error) {
 	}
 	release = func() { _ = unix.Close(fd) }
 	s.note("this virtual machine gives free memory back to its host: %d MiB were used once before, and are held in pieces", size>>20)
-	if err := fillBallast(ctx, fd, size); err != nil {
+	if err := fillBallast(ctx, fd, size, ballastEvery(reportingOrder)); err != nil {
 		release()
 		return none, err
 	}
 	return release, nil
 }
 
-// fillBallast gives the file size bytes of memory and takes most of it away again.
-func fillBallast(ctx context.Context, fd int, size int64) error {
+// ballastEvery is the distance, in bytes, of kept pages between which no block is long enough to be reported.
+func ballastEvery(orderFile string) int64 {
+	text, _ := os.ReadFile(orderFile) // what cannot be read is the default
+	order, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil || order < 3 || order > 20 {
+		order = defaultReportOrder
+	}
+	return ballastKept << (order - 1)
+}
+
+// fillBallast gives the file size bytes of memory and takes all of it away again but for a page in every so many bytes.
+func fillBallast(ctx context.Context, fd int, size, every int64) error {
 	for off := int64(0); off < size; off += ballastStep {
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -77,8 +93,8 @@ func fillBallast(ctx context.Context, fd int, size int64) error {
 			return fmt.Errorf("memory file: allocate: %w", err)
 		}
 	}
-	for off := int64(0); off < size; off += ballastEvery {
-		if err := unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off+ballastKept, ballastEvery-ballastKept); err != nil {
+	for off := int64(0); off < size; off += every {
+		if err := unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off+ballastKept, every-ballastKept); err != nil {
 			return fmt.Errorf("memory file: punch: %w", err)
 		}
 	}

@@ -36,6 +36,18 @@ func TestReportsFreePages(t *testing.T) {
 	}
 }
 
+func TestBallastEvery(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "order")
+	for text, want := range map[string]int64{"5\n": 64 << 10, "9\n": 1 << 20, "0\n": 1 << 20, "x": 1 << 20} {
+		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if got := ballastEvery(file); got != want {
+			t.Errorf("order %q: %d bytes, want %d", text, got, want)
+		}
+	}
+}
+
 // TestBallast: what stays allocated is one page in each piece.
 func TestBallast(t *testing.T) {
 	fd, err := unix.MemfdCreate("test", unix.MFD_CLOEXEC)
@@ -44,11 +56,11 @@ func TestBallast(t *testing.T) {
 	}
 	defer unix.Close(fd)
 	const size = ballastStep
-	if err := fillBallast(t.Context(), fd, size); err != nil {
+	if err := fillBallast(t.Context(), fd, size, 256<<10); err != nil {
 		t.Fatal(err)
 	}
 	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil || st.Blocks*512 != size/ballastEvery*ballastKept {
+	if err := unix.Fstat(fd, &st); err != nil || st.Blocks*512 != size/(256<<10)*ballastKept {
 		t.Fatalf("%d bytes are kept, %v", st.Blocks*512, err)
 	}
 }
