@@ -186,6 +186,17 @@ const (
 	maxSegment = 200
 )
 
+// Begin refuses what no method of a backend takes: a cancelled context, an invalid name. verb says for the message what was asked for.
+func Begin(ctx context.Context, verb, name string) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if !ValidName(name) {
+		return fmt.Errorf("%s %q: %w", verb, name, ErrName)
+	}
+	return nil
+}
+
 // ValidName reports whether name may name an object: 1 to 512 bytes of lower-case letters, digits, '.', '_' and '-' in
 // segments of at most 200 bytes separated by single slashes, none that begins with a dot (those are the backend's own).
 func ValidName(name string) bool {

@@ -127,7 +127,7 @@ func (b *Backend) Location() string { return b.root }
 
 // Stat implements backend.Backend.
 func (b *Backend) Stat(ctx context.Context, name string) (backend.Object, error) {
-	if err := begin(ctx, "stat", name); err != nil {
+	if err := backend.Begin(ctx, "stat", name); err != nil {
 		return backend.Object{}, err
 	}
 	var info os.FileInfo
@@ -150,7 +150,7 @@ func (b *Backend) Stat(ctx context.Context, name string) (backend.Object, error)
 
 // Delete implements backend.Backend. Folders stay, also empty ones: another host may be about to put something there.
 func (b *Backend) Delete(ctx context.Context, name string) error {
-	if err := begin(ctx, "delete", name); err != nil {
+	if err := backend.Begin(ctx, "delete", name); err != nil {
 		return err
 	}
 	defer b.open.change(name)()
@@ -179,17 +179,6 @@ func (b *Backend) path(name string) string {
 // folderOf returns the name up to its last slash, without it; "" when there is none.
 func folderOf(name string) string {
 	return name[:max(0, strings.LastIndexByte(name, '/'))]
-}
-
-// begin refuses what no method takes: a cancelled context, an invalid name.
-func begin(ctx context.Context, verb, name string) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	if !backend.ValidName(name) {
-		return fmt.Errorf("%s %q: %w", verb, name, backend.ErrName)
-	}
-	return nil
 }
 
 // isAbsent reports whether err says that there is no such file; a parent that is a file says so too.

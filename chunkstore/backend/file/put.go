@@ -31,7 +31,7 @@ func (b *Backend) Put(ctx context.Context, name string, data []byte) error {
 
 // PutIfAbsent implements backend.Backend.
 func (b *Backend) PutIfAbsent(ctx context.Context, name string, data []byte) error {
-	if err := begin(ctx, "put", name); err != nil {
+	if err := backend.Begin(ctx, "put", name); err != nil {
 		return err
 	}
 	// A look first saves writing the bytes only to find that the name is taken.
@@ -52,7 +52,7 @@ func (b *Backend) taken(name string) error {
 
 // put writes a temporary and has place give it the object's path; place says whether the temporary's own name is gone.
 func (b *Backend) put(ctx context.Context, name string, data []byte, place func(temporary, string) (bool, error)) error {
-	if err := begin(ctx, "put", name); err != nil {
+	if err := backend.Begin(ctx, "put", name); err != nil {
 		return err
 	}
 	defer b.open.change(name)()

@@ -65,7 +65,7 @@ func readFull(ctx context.Context, o *openFile, p []byte, off int64, pace backen
 
 // openObject opens the object, keeps it open for others, and returns it to be released.
 func (b *Backend) openObject(ctx context.Context, name string) (*openFile, error) {
-	if err := begin(ctx, "read", name); err != nil {
+	if err := backend.Begin(ctx, "read", name); err != nil {
 		return nil, err
 	}
 	generation := b.open.now()

@@ -41,7 +41,7 @@ func (b *Backend) PutIfAbsent(ctx context.Context, name string, data []byte) err
 }
 
 func (b *Backend) put(ctx context.Context, name string, data []byte, absent bool) error {
-	if err := begin(ctx, "put", name); err != nil {
+	if err := backend.Begin(ctx, "put", name); err != nil {
 		return err
 	}
 	obj := object{slices.Clone(data), time.Now()}
@@ -69,7 +69,7 @@ func (b *Backend) put(ctx context.Context, name string, data []byte, absent bool
 
 // ReadAt implements backend.Backend.
 func (b *Backend) ReadAt(ctx context.Context, name string, p []byte, off int64) error {
-	if err := begin(ctx, "read", name); err != nil {
+	if err := backend.Begin(ctx, "read", name); err != nil {
 		return err
 	}
 	if off < 0 {
@@ -119,7 +119,7 @@ func (b *Backend) names(prefix string) []string {
 
 // Stat implements backend.Backend.
 func (b *Backend) Stat(ctx context.Context, name string) (backend.Object, error) {
-	if err := begin(ctx, "stat", name); err != nil {
+	if err := backend.Begin(ctx, "stat", name); err != nil {
 		return backend.Object{}, err
 	}
 	obj, err := b.get(name)
@@ -131,7 +131,7 @@ func (b *Backend) Stat(ctx context.Context, name string) (backend.Object, error)
 
 // Delete implements backend.Backend.
 func (b *Backend) Delete(ctx context.Context, name string) error {
-	if err := begin(ctx, "delete", name); err != nil {
+	if err := backend.Begin(ctx, "delete", name); err != nil {
 		return err
 	}
 	b.mu.Lock()
@@ -151,15 +151,4 @@ func (b *Backend) get(name string) (object, error) {
 		return object{}, backend.ErrNotExist
 	}
 	return obj, nil
-}
-
-// begin refuses what no method takes: a cancelled context, an invalid name.
-func begin(ctx context.Context, verb, name string) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	if !backend.ValidName(name) {
-		return fmt.Errorf("%s %q: %w", verb, name, backend.ErrName)
-	}
-	return nil
 }

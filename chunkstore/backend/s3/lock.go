@@ -42,7 +42,7 @@ func (b *Backend) CanRetain(ctx context.Context) error {
 
 // Retain implements backend.ObjectLocker, for the object's current version.
 func (b *Backend) Retain(ctx context.Context, name string, mode backend.LockMode, until time.Time) (longer bool, err error) {
-	if err := begin(ctx, "lock", name); err != nil {
+	if err := backend.Begin(ctx, "lock", name); err != nil {
 		return false, err
 	}
 	now, err := b.head(ctx, name)
@@ -78,7 +78,7 @@ func (b *Backend) Retain(ctx context.Context, name string, mode backend.LockMode
 
 // Retained implements backend.ObjectLocker.
 func (b *Backend) Retained(ctx context.Context, name string) (time.Time, error) {
-	if err := begin(ctx, "look for a lock of", name); err != nil {
+	if err := backend.Begin(ctx, "look for a lock of", name); err != nil {
 		return time.Time{}, err
 	}
 	info, err := b.head(ctx, name)

@@ -26,7 +26,7 @@ const (
 
 // Put implements backend.Backend.
 func (b *Backend) Put(ctx context.Context, name string, data []byte) error {
-	if err := begin(ctx, "put", name); err != nil {
+	if err := backend.Begin(ctx, "put", name); err != nil {
 		return err
 	}
 	if len(data) > b.partBytes+b.partBytes/2 {
@@ -39,7 +39,7 @@ func (b *Backend) Put(ctx context.Context, name string, data []byte) error {
 
 // PutIfAbsent implements backend.Backend.
 func (b *Backend) PutIfAbsent(ctx context.Context, name string, data []byte) error {
-	if err := begin(ctx, "put", name); err != nil {
+	if err := backend.Begin(ctx, "put", name); err != nil {
 		return err
 	}
 	mark := rand.Text()

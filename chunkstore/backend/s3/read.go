@@ -14,7 +14,7 @@ import (
 // ReadAt implements backend.Backend: one request, and after a broken connection another for what is missing, if the object is
 // still the same.
 func (b *Backend) ReadAt(ctx context.Context, name string, p []byte, off int64) error {
-	if err := begin(ctx, "read", name); err != nil {
+	if err := backend.Begin(ctx, "read", name); err != nil {
 		return err
 	}
 	if off < 0 {

@@ -220,7 +220,7 @@ func (b *Backend) Location() string { return b.location }
 
 // Stat implements backend.Backend.
 func (b *Backend) Stat(ctx context.Context, name string) (backend.Object, error) {
-	if err := begin(ctx, "stat", name); err != nil {
+	if err := backend.Begin(ctx, "stat", name); err != nil {
 		return backend.Object{}, err
 	}
 	info, err := b.head(ctx, name)
@@ -274,7 +274,7 @@ func (b *Backend) explain(ctx context.Context, name string, err error) error {
 
 // Delete implements backend.Backend. In a bucket with versioning it adds a delete marker.
 func (b *Backend) Delete(ctx context.Context, name string) error {
-	if err := begin(ctx, "delete", name); err != nil {
+	if err := backend.Begin(ctx, "delete", name); err != nil {
 		return err
 	}
 	err := b.try(ctx, func() error {
@@ -287,14 +287,3 @@ func (b *Backend) Delete(ctx context.Context, name string) error {
 }
 
 func (b *Backend) key(name string) string { return b.prefix + name }
-
-// begin refuses what no method takes: a cancelled context, an invalid name.
-func begin(ctx context.Context, verb, name string) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	if !backend.ValidName(name) {
-		return fmt.Errorf("%s %q: %w", verb, name, backend.ErrName)
-	}
-	return nil
-}
