@@ -125,14 +125,15 @@ func (r *Repository) decodeRecord(dst, rec []byte, bx box, e *tableEntry) ([]byt
 }
 
 func (r *Repository) decodeUnsummed(dst, rec []byte, bx box, e *tableEntry) ([]byte, error) {
-	opened := r.bufs.get(len(rec))
-	defer r.bufs.put(opened)
-	payload, err := openUnsummed(*opened, rec, bx, &e.id, e.codec, int(e.raw), uint64(e.off))
+	var room []byte
+	if _, plain := bx.(plainBox); !plain { // the payload of a plain record is in rec
+		opened := r.bufs.get(len(rec))
+		defer r.bufs.put(opened)
+		room = *opened
+	}
+	payload, err := openUnsummed(room, rec, bx, &e.id, e.codec, int(e.raw), uint64(e.off))
 	if err != nil {
 		return nil, err
-	}
-	if _, plain := bx.(plainBox); !plain {
-		*opened = payload // it may have grown
 	}
 	return r.dec.decode(dst, payload, e.codec, int(e.raw))
 }

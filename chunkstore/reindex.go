@@ -141,15 +141,11 @@ func (r *Repository) reindexYoung(ctx context.Context, old, packs []string, rep 
 		if err != nil {
 			return fmt.Errorf("look at old index segment: %w", err)
 		}
-		data, err := r.readObject(ctx, name, kindIndex)
-		if errors.Is(err, ErrCorrupt) || errors.Is(err, backend.ErrNotExist) {
-			continue
-		}
+		s, err := r.oldSegment(ctx, name)
 		if err != nil {
-			return fmt.Errorf("read old index segment: %w", err)
+			return err
 		}
-		s, err := openSegment(name, data)
-		if err != nil || verifySegment(s) != nil {
+		if s == nil {
 			continue
 		}
 		for i := range s.packs {
@@ -165,6 +161,22 @@ func (r *Repository) reindexYoung(ctx context.Context, old, packs []string, rep 
 	return nil
 }
 
+// oldSegment reads a segment that is to be replaced; nil when it is gone or damaged.
+func (r *Repository) oldSegment(ctx context.Context, name string) (*segment, error) {
+	data, err := r.readObject(ctx, name, kindIndex)
+	if errors.Is(err, ErrCorrupt) || errors.Is(err, backend.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read old index segment: %w", err)
+	}
+	s, err := openSegment(name, data)
+	if err != nil || verifySegment(s) != nil {
+		return nil, nil
+	}
+	return s, nil
+}
+
 // reindexKept adds what the old index knows of packs whose tables are damaged: the records may be sound.
 func (r *Repository) reindexKept(ctx context.Context, old []string, rep *ReindexReport) error {
 	damaged := map[packID]bool{}
@@ -177,15 +189,11 @@ func (r *Repository) reindexKept(ctx context.Context, old []string, rep *Reindex
 		return nil
 	}
 	for _, name := range old {
-		data, err := r.readObject(ctx, name, kindIndex)
-		if errors.Is(err, ErrCorrupt) || errors.Is(err, backend.ErrNotExist) {
-			continue
-		}
+		s, err := r.oldSegment(ctx, name)
 		if err != nil {
-			return fmt.Errorf("read old index segment: %w", err)
+			return err
 		}
-		s, err := openSegment(name, data)
-		if err != nil || verifySegment(s) != nil {
+		if s == nil {
 			continue
 		}
 		for i := range s.packs {
